@@ -1,0 +1,94 @@
+"""Any naming to the canonical one: the rules of an architecture applied to a checkpoint's tensors, and checked."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+from bestiary.architecture import Architecture, Rule
+from bestiary.checkpoint import CANONICAL, Checkpoint
+from bestiary.errors import BestiaryError
+from bestiary.graph import Graph
+from bestiary.tensor import Tensor
+
+
+def to_canonical(checkpoint: Checkpoint, architecture: Architecture) -> tuple[Checkpoint, Graph]:
+    """The checkpoint in canonical names and row orders with a normalised config, and its graph. It holds exactly the
+    tensors that the graph uses. Raises BestiaryError for tensors missing, unknown, or of another shape than the graph
+    declares."""
+    tensors = rename(checkpoint, architecture)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    config = architecture.normalise(checkpoint.config, shapes)
+    graph = architecture.graph(config, config["max_position_embeddings"])
+    tensors = {**architecture.derived(config), **tensors}
+    missing = [name for name in graph.weights if name not in tensors]
+    if missing:
+        raise BestiaryError(f"{checkpoint.path}: {listed(missing)} missing from the checkpoint")
+    unknown = [name for name in tensors if name not in graph.weights and not ignorable(architecture, name)]
+    if unknown:
+        raise BestiaryError(f"{checkpoint.path}: {architecture.name} has no use for {listed(unknown)}; "
+                            "to drop what is not understood would be silent damage")
+    for name, shape in graph.weights.items():
+        if tensors[name].shape != shape:
+            raise BestiaryError(f"{checkpoint.path}: tensor {name} has shape {list(tensors[name].shape)}; "
+                                f"the config asks for {list(shape)}")
+    kept = {name: tensors[name] for name in graph.weights}
+    again = partial(_again, architecture)
+    return checkpoint.having(naming=CANONICAL, config=config, tensors=kept, source=(again, (checkpoint,))), graph
+
+
+def _again(architecture: Architecture, checkpoint: Checkpoint) -> Checkpoint:
+    return to_canonical(checkpoint, architecture)[0]
+
+
+def rename(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Tensor]:
+    """The tensors under their canonical names."""
+    if checkpoint.naming == CANONICAL:
+        return dict(checkpoint.tensors)
+    if checkpoint.naming not in architecture.namings:
+        raise BestiaryError(f"{architecture.name} does not know the tensor names of {checkpoint.naming!r} checkpoints; "
+                            f"known: {', '.join(architecture.namings)}")
+    renamed: dict[str, Tensor] = {}
+    left = dict(checkpoint.tensors)
+    for rule in architecture.namings[checkpoint.naming]:
+        for sources, targets in matches(rule, left):
+            transform = rule.transform(checkpoint.config) if rule.transform else None
+            given = [left.pop(name) for name in sources]
+            results = transform.apply(given) if transform else given
+            renamed.update(zip(targets, results, strict=True))
+    unknown = [name for name in left if not ignorable(architecture, name)]
+    if unknown:
+        raise BestiaryError(f"{checkpoint.path}: {architecture.name} does not know {listed(unknown)}; "
+                            "to drop what is not understood would be silent damage")
+    return renamed
+
+
+def matches(rule: Rule, names: Iterable[str]) -> list[tuple[list[str], list[str]]]:
+    """Each set of tensors that the rule applies to, and what their canonical names are. Indices that only the sources
+    have count the members of a stack."""
+    patterns = [rule.sources] if isinstance(rule.sources, str) else list(rule.sources)
+    targets = [rule.targets] if isinstance(rule.targets, str) else list(rule.targets)
+    shared = targets[0].count("{}")
+    groups: Mapping[tuple[int, ...], list[tuple[int, tuple[int, ...], str]]] = defaultdict(list)
+    for place, pattern in enumerate(patterns):
+        expression = re.compile(re.escape(pattern).replace(r"\{\}", "(0|[1-9][0-9]{0,5})"))
+        for name in names:
+            if match := expression.fullmatch(name):
+                indices = tuple(int(text) for text in match.groups())
+                groups[indices[:shared]].append((place, indices[shared:], name))
+    complete = {indices: sorted(found) for indices, found in groups.items()
+                if {place for place, _, _ in found} == set(range(len(patterns)))}
+    return [([name for _, _, name in found], [target.format(*indices) for target in targets])
+            for indices, found in sorted(complete.items())]
+
+
+def ignorable(architecture: Architecture, name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in architecture.ignorable)
+
+
+def listed(names: list[str]) -> str:
+    """A few names, and how many more: errors are one line."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"tensor{'s' * (len(names) > 1)} {', '.join(names[:3])}{more}"

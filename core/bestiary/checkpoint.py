@@ -1,0 +1,92 @@
+"""A model on disk: its config, its lazily read weights, and what its tokenizer is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bestiary.tensor import Tensor
+
+CANONICAL = "canonical"
+"""The naming in which graphs are written: tensor names, row orders and config of the files that `convert` writes."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A vocabulary as arrays, for checkpoints that carry no tokenizer file.
+
+    algorithm: "bpe" (sentencepiece pieces, the highest score merges first), "unigram", or "bytes" (byte-level BPE by a
+    list of merges). kinds: one a piece, of sentencepiece's numbers: 1 normal, 2 unknown, 3 control, 4 user defined,
+    5 unused, 6 byte. pre_tokenizer: the name of the splitting rule of byte-level BPE; architectures supply the rules.
+    space_prefix: a space is put before every text. charsmap, squeeze_spaces: sentencepiece's normalizer, where it is
+    not the identity: its compiled table of replacements, and whether runs of spaces become one.
+    """
+
+    algorithm: str
+    pieces: Sequence[bytes]
+    scores: Sequence[float] = ()
+    kinds: Sequence[int] = ()
+    merges: Sequence[str] = ()
+    pre_tokenizer: str = ""
+    space_prefix: bool = True
+    unknown: int | None = None
+    charsmap: bytes = b""
+    squeeze_spaces: bool = False
+
+
+@dataclass(frozen=True)
+class TokenizerMaterial:
+    """Everything a checkpoint says about its tokenizer.
+
+    files: original files by name: "tokenizer.model" (sentencepiece), "tokenizer.json" (tokenizers), and their settings.
+    bos, eos: ids. add_bos, add_eos: what encoding a prompt adds; None where nothing says. ends: every id that ends a
+    generation, eos or not. chat_template: Jinja source.
+    """
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
+    bos: int | None = None
+    eos: int | None = None
+    add_bos: bool | None = None
+    add_eos: bool | None = None
+    ends: tuple[int, ...] = ()
+    chat_template: str | None = None
+
+    @property
+    def empty(self) -> bool:
+        return self.vocabulary is None and not self.files.keys() & {"tokenizer.model", "tokenizer.json"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk, or a view of one.
+
+    config: Hugging Face's key names. naming: whose tensor names and row orders these are ("huggingface", "meta",
+    CANONICAL ...), a key of Architecture.namings. metadata: further facts a writer may keep (name, author, licence).
+    source: how to get it again; it is what pickles.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    naming: str
+    tokenizer: TokenizerMaterial = field(default_factory=TokenizerMaterial)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    source: tuple[Callable[..., Checkpoint], tuple[Any, ...]] | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., Checkpoint], tuple[Any, ...]]:
+        if self.source is None:
+            raise TypeError(f"the checkpoint of {self.path} was made in memory; it cannot be pickled")
+        return self.source
+
+    def having(self, **changes: Any) -> Checkpoint:
+        """A view with some fields replaced; it says itself how it pickles, or does not."""
+        return replace(self, **{"source": None, **changes})
+
+
+def Overlay(base: Checkpoint, function: Callable[[Checkpoint], Mapping[str, Tensor]]) -> Checkpoint:  # noqa: N802
+    """A checkpoint of lazy tensors over another: `function` gives the tensors it adds or replaces. It pickles where
+    `base` and `function` do (a delta or an adapter binds itself with functools.partial)."""
+    return base.having(tensors={**base.tensors, **function(base)}, source=(Overlay, (base, function)))

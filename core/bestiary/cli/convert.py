@@ -1,0 +1,54 @@
+"""`bestiary convert`: a checkpoint of any format into a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bestiary.cli import options, terminal
+from bestiary.errors import BestiaryError
+
+if TYPE_CHECKING:
+    from bestiary.saving import Saved
+
+
+def convert(
+    context: typer.Context,
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Checkpoint: a file or a folder.")],
+    out: Annotated[str | None, typer.Argument(
+        metavar="[OUT]", help="Output file; by default in SRC's folder, named after its type.", show_default=False)] = None,
+    outfile: Annotated[str | None, typer.Option("--outfile", metavar="FILE", help="The same as OUT.")] = None,
+    outtype: Annotated[str | None, typer.Option(
+        "--outtype", metavar="TYPE", help="Type of the weights; by default f16, and a quantized SRC's own types.")] = None,
+    tokenizer: options.TokenizerFile = None,
+    output_format: Annotated[str | None, typer.Option(
+        "--format", metavar="NAME", help="Output format; by default by OUT's name.")] = None,
+    loader: options.Loader = None,
+    architecture: options.Architecture = None,
+    ctx: Annotated[int | None, typer.Option(
+        "-c", "--ctx", metavar="N", help="Context that the output says the model was made for.")] = None,
+    pure: options.Pure = False,
+    requantize: options.Requantize = False,
+    force: options.Force = False,
+) -> None:
+    """Turn a checkpoint into one file that holds everything."""
+    from bestiary.saving import save_as
+
+    host = options.host_of(context)
+    if out is not None and out.isdigit() and outtype is None and out in host.quantizers:
+        out, outtype = None, out  # an old script's number of a type
+    if out is not None and outfile is not None:
+        raise BestiaryError(f"two outputs: {out} and --outfile {outfile}")
+    with terminal.progress_bar("converting") as progress:
+        saved = save_as(source, out or outfile, outtype, host, format=output_format, loader=loader,
+                        architecture=architecture, tokenizer=tokenizer, context=ctx, pure=pure, requantize=requantize,
+                        force=force, progress=progress)
+    report(saved)
+
+
+def report(saved: Saved) -> None:
+    """One line: what was written."""
+    print(f"{saved.path}: {terminal.size(saved.bytes)}, {terminal.bits_per_weight(saved.types):.2f} bits per weight, "
+          f"{terminal.type_counts(saved.types)}; {saved.seconds:.1f} s")

@@ -1,0 +1,192 @@
+"""The command `bestiary`: finds what is asked for, imports that alone, calls it, and turns errors into one line."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bestiary import BestiaryError, __version__
+from bestiary.host import Host, HostSettings
+
+BUILT_IN: Mapping[str, str] = {name: f"bestiary.cli.{name}:{name}" for name in (
+    "run", "convert", "quantize", "inspect", "tokenize", "bench", "plugins")}
+"""name -> "module:function", as plugins give theirs."""
+
+SETTINGS: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda name: name.replace("_", "-"),  # --top_k is --top-k
+    "max_content_width": 120,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    with _log_to_stderr():
+        try:
+            return _run(given)
+        except BestiaryError as error:
+            return _fail(str(error), 1)
+        except KeyboardInterrupt:
+            return 130
+        except BrokenPipeError:
+            # Whoever read our output has gone. What is still buffered goes nowhere, so that the interpreter's last
+            # flush does not complain.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+
+
+def _run(argv: list[str]) -> int:
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.callback(invoke_without_command=True, context_settings=SETTINGS)(bestiary)
+    try:
+        chosen, argv = take_plugin_options(argv)
+        host = Host(HostSettings.from_environment(chosen.files, chosen.prefer))
+        if argv and not argv[0].startswith("-"):
+            app.command(argv[0])(command(host, argv[0]))
+        elif argv != ["--version"]:  # a listing: what stands in the sources is enough
+            for name, target in targets(host).items():
+                app.command(name, help=first_line(target) or "")(lambda: None)
+        context = typer.main.get_command(app).make_context("bestiary", argv or ["--help"], obj=host)
+        with context:
+            context.command.invoke(context)
+    except typer.Exit as end:
+        return int(end.exit_code)
+    except typer.Abort:
+        return 130
+    except Exception as error:
+        # The parser's own exceptions; their class is public in no version of typer that we can rely on.
+        message: Callable[[], str] | None = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        where = getattr(error, "ctx", None)
+        path = where.command_path if where else "bestiary"
+        return _fail(f"{' '.join(message().split())} (see `{path} --help`)", 2)
+    return 0
+
+
+def bestiary(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    plugin: Annotated[list[Path] | None, typer.Option(
+        "--plugin", metavar="FILE", help="Load a one-file plugin. With any command; may be repeated.")] = None,
+    prefer: Annotated[list[str] | None, typer.Option(
+        "--prefer", metavar="DIST", help="Distribution that wins where two provide one name. With any command.")] = None,
+) -> None:
+    """Converts, quantizes and runs large language models on the CPU."""
+    if version:
+        print(f"bestiary {__version__}")
+        raise typer.Exit
+
+
+@dataclass(frozen=True)
+class PluginOptions:
+    files: tuple[str, ...]
+    prefer: tuple[str, ...]
+
+
+def take_plugin_options(argv: Sequence[str]) -> tuple[PluginOptions, list[str]]:
+    """--plugin and --prefer, wherever they stand before "--", and the rest: which commands there are depends on them,
+    so they are read before the command line is parsed."""
+    taken: dict[str, list[str]] = {"--plugin": [], "--prefer": []}
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if word == "--":
+            return _options(taken), [*rest, word, *words]
+        if option not in taken:
+            rest.append(word)
+        elif equals:
+            taken[option].append(value)
+        elif (following := next(words, None)) is not None:
+            taken[option].append(following)
+        else:
+            raise WrongUsage(f"{option} wants a value")
+    return _options(taken), rest
+
+
+def _options(taken: Mapping[str, Sequence[str]]) -> PluginOptions:
+    return PluginOptions(tuple(taken["--plugin"]), tuple(taken["--prefer"]))
+
+
+def targets(host: Host) -> dict[str, str]:
+    """All commands, ours first: name -> "module:function"."""
+    return {**BUILT_IN, **{name: target for name, target in host.commands.items() if name not in BUILT_IN}}
+
+
+def command(host: Host, name: str) -> Callable[..., Any]:
+    """The function of the command. Raises BestiaryError where there is none, or two."""
+    target = BUILT_IN.get(name)
+    providers = host.commands.providers(name)
+    if target is not None and providers:
+        raise BestiaryError(f"command {name!r} is built in and provided by "
+                            f"{' and by '.join(str(entry.origin) for entry in providers)} too")
+    if target is None:
+        if not providers:
+            known = sorted(targets(host))
+            close = difflib.get_close_matches(name, known, 1)
+            raise WrongUsage(f"unknown command {name!r}; "
+                             + (f"do you mean {close[0]}?" if close else f"known: {', '.join(known)}"))
+        target = host.commands[name]
+    module, _, function = target.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), function)
+    return found
+
+
+def first_line(target: str) -> str | None:
+    """The first line of the docstring of "module:function", without importing the module: what a plugin's command needs
+    may take a second to import."""
+    module, _, function = target.partition(":")
+    with contextlib.suppress(Exception):  # a plugin's package may do anything when it is looked up
+        spec = find_spec(module)
+        if spec is not None and spec.origin is not None:
+            for node in ast.parse(Path(spec.origin).read_text("utf-8")).body:
+                if isinstance(node, ast.FunctionDef) and node.name == function:
+                    return (ast.get_docstring(node) or "").partition("\n")[0]
+    return None
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"bestiary: error: {message}", file=sys.stderr)
+    return status
+
+
+@contextlib.contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """Warnings of the library as single lines."""
+    handler = _Lines()
+    handler.setFormatter(logging.Formatter("bestiary: %(message)s"))
+    logger = logging.getLogger("bestiary")
+    logger.addHandler(handler)
+    before, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
+
+
+class WrongUsage(Exception):
+    """What the parser cannot see; reported like its own errors."""
+
+    def format_message(self) -> str:
+        return str(self)
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)  # the stderr of this moment: a progress bar replaces it

@@ -1,0 +1,66 @@
+"""Options that several commands share, each with its old spellings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bestiary.errors import BestiaryError
+from bestiary.host import Host
+
+MODEL = "demo"
+"""The command whose module brings the model that is run where none is named: its function `model` gives the path."""
+
+Model = Annotated[Path | None, typer.Option(
+    "-m", "--model", metavar="PATH", help="Checkpoint, of any known format; without it a small one for trying out.")]
+Type = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Quantize to this type while loading.")]
+Threads = Annotated[int | None, typer.Option("-t", "--threads", metavar="N", help="Threads.")]
+Context = Annotated[int | None, typer.Option(
+    "-c", "--ctx-size", "--context", metavar="N", help="Tokens the context holds; 0 for what the model was made for.")]
+BatchSize = Annotated[int, typer.Option(
+    "-b", "--batch-size", metavar="N", help="Tokens of a prompt that are computed at once.")]
+Backend = Annotated[str | None, typer.Option("--backend", metavar="NAME", help="Backend; by default the fastest here.")]
+Loader = Annotated[str | None, typer.Option("--loader", metavar="NAME", help="Read the file as this format.")]
+Architecture = Annotated[str | None, typer.Option(
+    "--architecture", metavar="NAME", help="Take the model for one of this family.")]
+TokenizerFile = Annotated[Path | None, typer.Option(
+    "--tokenizer", metavar="FILE", help="Take the tokenizer from this file or checkpoint.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Pure = Annotated[bool, typer.Option("--pure", help="Every matrix in this type, the output matrix too.")]
+Requantize = Annotated[bool, typer.Option(
+    "--allow-requantize", help="Quantize weights that are quantized already; this adds the errors of both.")]
+
+
+def host_of(context: typer.Context) -> Host:
+    """The plugins of this command line."""
+    host = context.find_object(Host)
+    if host is None:
+        raise RuntimeError("the command was not called through bestiary.cli.main")
+    return host
+
+
+def model_path(host: Host, model: Path | None) -> Path:
+    """The model named, or the one that comes with the command `demo`."""
+    if model is not None:
+        return model
+    target = host.commands.get(MODEL)
+    if target is None:
+        raise BestiaryError("no model is named; -m PATH names one")
+    module: Any = import_module(target.partition(":")[0])
+    return Path(module.model())
+
+
+def numbers(text: str, option: str, least: int) -> Sequence[int]:
+    """ "1,2" -> (1, 2), each at least `least`."""
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise BestiaryError(f"{option} {text}: a number or several with commas are wanted") from None
+    if any(number < least for number in found):
+        raise BestiaryError(f"{option} {text}: {least} or more is wanted")
+    return found

@@ -1,0 +1,95 @@
+"""What people see while they wait and when it is done: progress bars, sizes, types."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bestiary.backend import Progress
+
+PATIENCE = 0.3
+"""Seconds; what is done sooner needs no bar."""
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Progress | None]:
+    """A bar on stderr where that is a terminal, else None."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    started, bar, task = time.perf_counter(), None, None
+
+    def show(done: int, total: int, what: str) -> None:
+        nonlocal bar, task
+        if bar is None:
+            if time.perf_counter() - started < PATIENCE:
+                return
+            bar = _rich_bar()
+            bar.start()
+            task = bar.add_task(title, total=total, what="")
+        bar.update(task, completed=done, total=total, what=what)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _rich_bar() -> Any:
+    from rich import progress  # late: it is slow to import, and short work needs none
+    from rich.console import Console
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
+        progress.TimeRemainingColumn(), progress.TextColumn("[dim]{task.fields[what]}"),
+        console=Console(stderr=True), transient=True)
+
+
+def size(count: float) -> str:
+    """Bytes for people: 3.4 GB."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if count < 1000:
+            break
+        count /= 1000
+    else:
+        unit = "TB"
+    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}" if count < 100 else f"{count:.0f} {unit}"
+
+
+def amount(count: float) -> str:
+    """Weights for people: 1.1 G."""
+    for unit in ("", " K", " M"):
+        if count < 1000:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g} G"
+
+
+def type_counts(types: Mapping[str, Mapping[str, Any]]) -> str:
+    """ "q4_0 in 32 tensors, f32 in 11"."""
+    parts = [f"{name} in {entry['tensors']}" for name, entry in types.items()]
+    return ", ".join([f"{parts[0]} tensor{'s' * (types[next(iter(types))]['tensors'] != 1)}", *parts[1:]]) if parts else ""
+
+
+def bits_per_weight(types: Mapping[str, Mapping[str, Any]]) -> float:
+    weights = sum(entry["weights"] for entry in types.values())
+    return 8 * sum(entry["bytes"] for entry in types.values()) / weights if weights else 0.0
+
+
+def table(rows: list[list[str]], left: tuple[int, ...] = (0,)) -> str:
+    """Rows of cells, the first the titles, in columns as wide as they need; `left` are aligned to the left."""
+    widths = [max(width(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(
+        cell + " " * (wide - width(cell)) if i in left else " " * (wide - width(cell)) + cell
+        for i, (cell, wide) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)
+
+
+def width(text: str) -> int:
+    """Columns the text takes in a terminal; wide characters take two."""
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)

@@ -1,0 +1,104 @@
+"""A checkpoint and a recipe to a checkpoint of other types, lazily: writing it is what converts."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bestiary.checkpoint import Checkpoint
+from bestiary.encoding import F16, F32
+from bestiary.errors import BestiaryError
+from bestiary.graph import Graph
+from bestiary.host import Host
+from bestiary.quantizer import Quantizer
+from bestiary.tensor import Tensor
+
+log = logging.getLogger("bestiary")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which weights get which quantizer: ordered (pattern, quantizer's name); the first that matches a canonical name
+    in full decides. Vectors stay f32 whatever it says. The model's output matrix answers to "output.weight" even
+    where it is the embedding.
+
+    requantize: whether a quantized weight may be decoded and quantized again, which adds the errors of both.
+    """
+
+    rules: tuple[tuple[str, str], ...]
+    requantize: bool = False
+
+    def choose(self, name: str) -> str:
+        for pattern, quantizer in self.rules:
+            if re.fullmatch(pattern, name):
+                return quantizer
+        raise BestiaryError(f"the recipe says nothing about {name}")
+
+
+def recipe_for(quantizer: Quantizer, pure: bool = False, requantize: bool = False) -> Recipe:
+    """Everything in one type, but for what the quantizer better leaves at another (unless `pure`)."""
+    kept = () if pure else tuple((re.escape(name), other) for name, other in quantizer.keeps)
+    return Recipe((*kept, (".*", quantizer.name)), requantize)
+
+
+class Quantized(Tensor):
+    """A weight in another encoding, quantized as it is read."""
+
+    def __init__(self, base: Tensor, quantizer: Quantizer, name: str) -> None:
+        self.shape, self.encoding = base.shape, quantizer.encoding
+        self._base, self._quantizer, self._name = base, quantizer, name
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        rows = self._base.decode(start, stop)
+        try:
+            return self._quantizer.quantize(rows)
+        except BestiaryError as error:
+            raise BestiaryError(f"tensor {self._name}: {error}") from None
+
+
+def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host) -> Checkpoint:
+    """A view of the canonical checkpoint in the types of the recipe. Raises BestiaryError where quantized weights would
+    be quantized again without leave."""
+    output = graph.nodes[graph.output].weights.get("weight")
+    tensors: dict[str, Tensor] = {}
+    left: list[str] = []
+    for name, tensor in checkpoint.tensors.items():
+        quantizer = host.quantizers[recipe.choose("output.weight" if name == output else name)]
+        if len(tensor.shape) < 2:
+            quantizer = host.quantizers[F32.name]
+        elif not quantizer.encoding.fits(tensor.columns):
+            quantizer = host.quantizers[F16.name]
+            left.append(f"{name} (rows of {tensor.columns})")
+        if tensor.encoding == quantizer.encoding:
+            tensors[name] = tensor
+            continue
+        if tensor.encoding.quantized and not recipe.requantize:
+            raise BestiaryError(f"{name} is {tensor.encoding.name} already; to quantize it again to {quantizer.name} "
+                                "adds the errors of both: start from the unquantized model, or say --allow-requantize")
+        tensors[name] = Quantized(tensor, quantizer, name)
+    if left:
+        log.warning("kept as f16, because the block does not divide their rows: %s", ", ".join(left))
+    again: Callable[..., Checkpoint] = partial(_again, recipe, host, graph)
+    return checkpoint.having(tensors=tensors, source=(again, (checkpoint,)))
+
+
+def _again(recipe: Recipe, host: Host, graph: Graph, checkpoint: Checkpoint) -> Checkpoint:
+    return convert(checkpoint, graph, recipe, host)
+
+
+def types(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Tensors, weights and bytes of each encoding, the largest first."""
+    counts: dict[str, dict[str, Any]] = {}
+    for tensor in checkpoint.tensors.values():
+        entry = counts.setdefault(tensor.encoding.name, {"tensors": 0, "weights": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["weights"] += tensor.rows * tensor.columns
+        entry["bytes"] += tensor.nbytes
+    return dict(sorted(counts.items(), key=lambda item: -item[1]["bytes"]))

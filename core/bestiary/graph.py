@@ -1,0 +1,221 @@
+"""The forward pass of a model as data: nodes of a closed set of operations, traced once from straight code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bestiary.errors import BestiaryError
+
+# The numpy meaning of every operation is backends/numpy's method of the same name; x is (tokens, width) throughout.
+OPERATIONS = ("input", "embed", "linear", "rms_norm", "layer_norm", "rope", "attention", "moe", "silu", "gelu", "add",
+              "mul", "scale", "slice", "soft_cap", "call")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation. inputs: indices of earlier nodes. weights: canonical names by the part they play. width: columns
+    of the result. layer: which layer it belongs to; None before the first and after the last."""
+
+    op: str
+    inputs: tuple[int, ...]
+    width: int
+    weights: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """nodes in the order of execution. weights: canonical name -> the shape its use declares. output: the node of the
+    logits (or of the hidden state, in a graph that was cut). hidden: the node of the last hidden state."""
+
+    nodes: tuple[Node, ...]
+    weights: Mapping[str, tuple[int, ...]]
+    output: int
+    hidden: int
+    prefix_mask: bool = False
+    """A prompt's prefix attends to itself in both directions: it takes one forward, and is not reused across turns."""
+
+    @property
+    def layers(self) -> int:
+        return 1 + max((node.layer for node in self.nodes if node.layer is not None), default=-1)
+
+    @property
+    def vocabulary(self) -> int:
+        """Columns of the output."""
+        return self.nodes[self.output].width
+
+    def cut(self, layer: int) -> tuple[Graph, Graph]:
+        """Two graphs joined by a hidden state: the layers before `layer`, and the rest, which starts with `input`.
+        Raises BestiaryError where more than one value crosses the cut."""
+        first = [i for i, node in enumerate(self.nodes) if node.layer is not None and node.layer < layer]
+        if not first or len(self.nodes) - 1 == first[-1]:
+            raise BestiaryError(f"a graph of {self.layers} layers cannot be cut before layer {layer}")
+        end = first[-1] + 1
+        crossing = {i for node in self.nodes[end:] for i in node.inputs if i < end}
+        if crossing != {end - 1}:
+            raise BestiaryError(f"{len(crossing)} values cross the cut before layer {layer}; one may")
+        head = Graph(self.nodes[:end], _used(self.weights, self.nodes[:end]), end - 1, end - 1, self.prefix_mask)
+        tail_nodes = [Node("input", (), self.nodes[end - 1].width)]
+        for node in self.nodes[end:]:
+            moved = tuple(i - end + 1 for i in node.inputs)  # node end-1 becomes 0, node end becomes 1
+            tail_nodes.append(Node(node.op, moved, node.width, node.weights, node.params, node.layer))
+        tail = Graph(tuple(tail_nodes), _used(self.weights, tail_nodes), self.output - end + 1,
+                     self.hidden - end + 1, self.prefix_mask)
+        return head, tail
+
+
+def _used(weights: Mapping[str, tuple[int, ...]], nodes: Sequence[Node]) -> dict[str, tuple[int, ...]]:
+    names = {name for node in nodes for name in node.weights.values()}
+    return {name: shape for name, shape in weights.items() if name in names}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A node's result while a graph is traced."""
+
+    index: int
+    width: int
+
+
+class Trace:
+    """Records the operations that an architecture's `graph` calls. Every use of a weight declares its shape."""
+
+    def __init__(self) -> None:
+        self._nodes: list[Node] = []
+        self._weights: dict[str, tuple[int, ...]] = {}
+        self._layer: int | None = None
+
+    def layers(self, count: int) -> Any:
+        """Iterates over the layers; nodes recorded meanwhile know theirs."""
+        for self._layer in range(count):
+            yield self._layer
+        self._layer = None
+
+    def finish(self, output: Value, hidden: Value, prefix_mask: bool = False) -> Graph:
+        """output: the logits. hidden: the last hidden state, what the output matrix is applied to."""
+        return Graph(tuple(self._nodes), dict(self._weights), output.index, hidden.index, prefix_mask)
+
+    def _weight(self, name: str, *shape: int) -> str:
+        if self._weights.setdefault(name, shape) != shape:
+            raise BestiaryError(f"weight {name} is used as {self._weights[name]} and as {shape}")
+        return name
+
+    def _node(self, op: str, inputs: Sequence[Value], width: int, weights: Mapping[str, str | None] | None = None,
+              **params: Any) -> Value:
+        kept = {part: name for part, name in (weights or {}).items() if name is not None}
+        self._nodes.append(Node(op, tuple(value.index for value in inputs), width, kept, params, self._layer))
+        return Value(len(self._nodes) - 1, width)
+
+    def _same(self, op: str, a: Value, b: Value) -> int:
+        if a.width != b.width:
+            raise BestiaryError(f"{op} of values that are {a.width} and {b.width} wide")
+        return a.width
+
+    def embed(self, weight: str, rows: int, width: int, index: str = "token") -> Value:
+        """Row `index` of the weight (rows, width) for each token. index: "token" (its id) or "position"."""
+        return self._node("embed", (), width, {"weight": self._weight(weight, rows, width)}, index=index)
+
+    def linear(self, x: Value, weight: str, width: int, bias: str | None = None) -> Value:
+        """x @ weight.T + bias; weight (width, x.width), bias (width,)."""
+        return self._node("linear", (x,), width, {
+            "weight": self._weight(weight, width, x.width), "bias": bias and self._weight(bias, width)})
+
+    def rms_norm(self, x: Value, weight: str | None, eps: float, group: int = 0) -> Value:
+        """x / sqrt(mean(x ** 2) + eps) * weight, over the whole row, or over groups of `group` columns, which then
+        share the weight (group,)."""
+        size = group or x.width
+        return self._node("rms_norm", (x,), x.width, {"weight": weight and self._weight(weight, size)},
+                          eps=eps, group=size)
+
+    def layer_norm(self, x: Value, weight: str | None, bias: str | None, eps: float, group: int = 0) -> Value:
+        """(x - mean) / sqrt(variance + eps) * weight + bias; groups as in rms_norm."""
+        size = group or x.width
+        return self._node("layer_norm", (x,), x.width, {
+            "weight": weight and self._weight(weight, size), "bias": bias and self._weight(bias, size)},
+            eps=eps, group=size)
+
+    def rope(self, x: Value, head_dim: int, base: float, *, start: int = 0, count: int | None = None,
+             pairing: str = "adjacent", factors: str | None = None, scaling: float = 1.0, magnitude: float = 1.0,
+             stream: int = 0) -> Value:
+        """Rotates `count` columns from `start` of every head by the token's position in a position stream.
+
+        Pair j turns by position * scaling * base ** (-2j / count) / factors[j]; its columns are (2j, 2j + 1) for
+        pairing "adjacent", (j, j + count / 2) for "halves". The result is multiplied by `magnitude`.
+        """
+        count = head_dim - start if count is None else count
+        if x.width % head_dim or count % 2 or count < 2 or start + count > head_dim:
+            raise BestiaryError(f"rope over columns {start}..{start + count} of heads of {head_dim} in {x.width}")
+        return self._node("rope", (x,), x.width, {"factors": factors and self._weight(factors, count // 2)},
+                          head_dim=head_dim, base=base, start=start, count=count, pairing=pairing, scaling=scaling,
+                          magnitude=magnitude, stream=stream)
+
+    def attention(self, q: Value, k: Value, v: Value, heads: int, kv_heads: int, scale: float | None = None, *,
+                  mask: str = "causal", slopes: tuple[float, ...] = (), window: int = 0,
+                  soft_cap: float = 0.0) -> Value:
+        """softmax(cap(q k' * scale) + slopes * distance + mask) v, with the keys and values of the sequence so far.
+
+        Query head h uses key head h // (heads // kv_heads). mask: "causal" or "prefix" (tokens of the prefix see all of
+        it). slopes: ALiBi, one a head; the bias is slope * (key position - query position). window: how many of the
+        last positions are seen, the token's own included; 0 for all. soft_cap: cap(s) = soft_cap * tanh(s / soft_cap).
+        """
+        if heads % kv_heads or q.width % heads or k.width % kv_heads or v.width % kv_heads \
+                or k.width // kv_heads != q.width // heads or len(slopes) not in (0, heads):
+            raise BestiaryError(f"attention of {heads} heads in {q.width} columns with {kv_heads} key heads in "
+                                f"{k.width} and values in {v.width}")
+        if self._layer is None:
+            raise BestiaryError("attention stands outside of the layers; its keys would have no place in the cache")
+        return self._node("attention", (q, k, v), heads * (v.width // kv_heads), heads=heads, kv_heads=kv_heads,
+                          scale=1 / math.sqrt(q.width // heads) if scale is None else scale, mask=mask, slopes=slopes,
+                          window=window, soft_cap=soft_cap)
+
+    def moe(self, x: Value, router: str, gate: str, up: str, down: str, *, experts: int, width: int, top_k: int,
+            normalise: bool = True) -> Value:
+        """The `top_k` experts of each token by softmax(x @ router.T), each down(silu(gate x) * up x), summed with their
+        probabilities, which are divided by their sum where `normalise`. gate, up: (experts, width, x.width);
+        down: (experts, x.width, width); router: (experts, x.width)."""
+        return self._node("moe", (x,), x.width, {
+            "router": self._weight(router, experts, x.width), "gate": self._weight(gate, experts, width, x.width),
+            "up": self._weight(up, experts, width, x.width), "down": self._weight(down, experts, x.width, width)},
+            experts=experts, hidden=width, top_k=top_k, normalise=normalise)
+
+    def silu(self, x: Value) -> Value:
+        """x * sigmoid(x)."""
+        return self._node("silu", (x,), x.width)
+
+    def gelu(self, x: Value, form: str = "erf") -> Value:
+        """x * Phi(x): exact with form "erf", approximated with form "tanh"."""
+        return self._node("gelu", (x,), x.width, form=form)
+
+    def add(self, a: Value, b: Value) -> Value:
+        """a + b."""
+        return self._node("add", (a, b), self._same("add", a, b))
+
+    def mul(self, a: Value, b: Value) -> Value:
+        """a * b, entry by entry."""
+        return self._node("mul", (a, b), self._same("mul", a, b))
+
+    def scale(self, x: Value, factor: float) -> Value:
+        """x * factor."""
+        return self._node("scale", (x,), x.width, factor=factor)
+
+    def slice(self, x: Value, start: int, stop: int) -> Value:
+        """Columns start..stop-1."""
+        if not 0 <= start < stop <= x.width:
+            raise BestiaryError(f"slice {start}..{stop} of {x.width} columns")
+        return self._node("slice", (x,), stop - start, start=start, stop=stop)
+
+    def soft_cap(self, x: Value, cap: float) -> Value:
+        """cap * tanh(x / cap)."""
+        return self._node("soft_cap", (x,), x.width, cap=cap)
+
+    def call(self, function: str, *inputs: Value, weights: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
+             width: int, **params: Any) -> Value:
+        """A plugin's own operation "package.module:function", row-wise and without state: called with its inputs as
+        (tokens, width) float32 arrays, its weights and params by keyword, it returns (tokens, width) float32.
+        weights: part -> (canonical name, shape)."""
+        named = {part: self._weight(name, *shape) for part, (name, shape) in (weights or {}).items()}
+        return self._node("call", inputs, width, dict(named), function=function, **params)

@@ -1,0 +1,349 @@
+"""The plugin host: loads plugins, calls their hooks under guard, and keeps what they provide by name."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pluggy
+
+from bestiary import hookspecs
+from bestiary.architecture import Architecture
+from bestiary.backend import Backend
+from bestiary.contributions import KINDS, PREFIX, Refused, call_hooks, one_line
+from bestiary.discovery import OWN, Candidate, installed, one_file
+from bestiary.encoding import PLAIN, Encoding
+from bestiary.errors import BestiaryError
+from bestiary.loader import Loader, Writer
+from bestiary.quantizer import Quantizer
+from bestiary.registry import Origin, Provided, Registry, normal
+
+if TYPE_CHECKING:
+    from bestiary.checkpoint import Checkpoint, TokenizerMaterial
+
+T = TypeVar("T")
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+@dataclass(frozen=True)
+class HostSettings:
+    """What a Host loads, and what wins; pickles, so that a worker process can make the same Host again.
+
+    names: the third parties to load, by distribution or entry point; None for all that are installed. files: one-file
+    plugins. prefer: distributions that win where two provide one name, the first one first.
+    """
+
+    names: tuple[str, ...] | None = None
+    files: tuple[str, ...] = ()
+    prefer: tuple[str, ...] = ()
+
+    @classmethod
+    def from_environment(cls, files: Iterable[str] = (), prefer: Iterable[str] = ()) -> HostSettings:
+        """With `names` from BESTIARY_PLUGINS: unset means all third parties, empty none, "a,b" exactly those."""
+        listed = os.environ.get("BESTIARY_PLUGINS")
+        names = None if listed is None else tuple(name.strip() for name in listed.split(",") if name.strip())
+        return cls(names, tuple(files), tuple(prefer))
+
+
+@dataclass(frozen=True)
+class PluginReport:
+    """What became of a plugin. provides: kind -> names. seconds: its import took. reason, traceback: why it is set
+    aside, or None."""
+
+    plugin: str
+    distribution: str
+    version: str
+    entry_point: str
+    provides: Mapping[str, tuple[str, ...]]
+    seconds: float
+    reason: str | None = None
+    traceback: str | None = None
+
+
+@dataclass
+class _Plugin:
+    """A plugin, its hooks once it is loaded, and what those that were called gave."""
+
+    candidate: Candidate
+    hooks: dict[str, list[Callable[[], Any]]] | None = None
+    provided: dict[str, tuple[Provided[Any], ...]] = field(default_factory=dict)
+    seconds: float = 0.0
+    reason: str | None = None
+    traceback: str | None = None
+
+    @property
+    def origin(self) -> Origin:
+        return self.candidate.origin
+
+
+_said: set[str] = set()  # one line per plugin and process, however many hosts the process makes
+_redirecting = threading.RLock()  # sys.stdout belongs to the process, so plugins are called one at a time
+
+
+class Host:
+    """The plugins, and what they provide.
+
+    Making one reads metadata of installed distributions and imports nothing; plugins are imported, and a hook is
+    called, when something of its kind is first asked for. A plugin that cannot be imported, or one of whose hooks
+    fails, is set aside as a whole: nothing of it is used, one line on the log `bestiary` says so, `report` has the
+    traceback. Hooks are called under that rule; so is everything else here that calls a plugin.
+
+    Raises BestiaryError where the settings name a distribution or file that does not exist.
+    """
+
+    def __init__(self, settings: HostSettings | None = None, entry_points: bool = True) -> None:
+        settings = HostSettings.from_environment() if settings is None else settings
+        self.settings = replace(settings, files=tuple(os.path.abspath(file) for file in settings.files))
+        self.entry_points = entry_points
+        found = installed(hookspecs.GROUP, settings.names) if entry_points else []
+        self._plugins = [_Plugin(candidate) for candidate in (*found, *map(one_file, self.settings.files))]
+        self._registries: dict[str, Registry[Any]] = {}
+        self._lock = threading.RLock()
+        self._quiet = False
+        distributions = {normal(plugin.origin.distribution) for plugin in self._plugins} | {OWN}
+        for name in settings.prefer:
+            if normal(name) not in distributions:
+                raise BestiaryError(f"--prefer {name}: no plugin comes from it; they come from: "
+                                    + ", ".join(sorted(distributions)))
+
+    def __reduce__(self) -> tuple[Callable[[HostSettings, bool], Host], tuple[HostSettings, bool]]:
+        return _again, (self.settings, self.entry_points)
+
+    @property
+    def architectures(self) -> Registry[Architecture]:
+        return self._registry("architectures")
+
+    @property
+    def loaders(self) -> Registry[Loader]:
+        return self._registry("loaders")
+
+    @property
+    def writers(self) -> Registry[Writer]:
+        return self._registry("writers")
+
+    @property
+    def quantizers(self) -> Registry[Quantizer]:
+        return self._registry("quantizers")
+
+    @property
+    def backends(self) -> Registry[Backend]:
+        return self._registry("backends")
+
+    @property
+    def commands(self) -> Registry[str]:
+        """name -> "module:function"."""
+        return self._registry("commands")
+
+    @property
+    def encodings(self) -> Registry[Encoding]:
+        """The plain numbers, and what each quantizer writes. Several quantizers may write one encoding."""
+        with self._lock:
+            quantizers = self._provided("quantizers")
+            if "encodings" not in self._registries:
+                own = Origin("core", OWN, "", "bestiary.encoding")
+                provided = [Provided(name, encoding, own) for name, encoding in PLAIN.items()]
+                for entry in quantizers:
+                    encoding = entry.item.encoding
+                    if not any(known.item == encoding for known in provided):
+                        provided.append(Provided(encoding.name, encoding, entry.origin))
+                self._registries["encodings"] = Registry("encoding", provided, self.settings.prefer)
+            return self._registries["encodings"]
+
+    def recognise(self, path: str | os.PathLike[str], loader: str | None = None) -> Loader:
+        """The loader of that name, or the one that recognises the path most surely. Raises BestiaryError where the path
+        is missing, empty, or a Git LFS pointer, where no loader recognises it, and where two are equally sure."""
+        path = Path(path)
+        try:
+            start = _start(path)
+        except FileNotFoundError:
+            raise BestiaryError(f"{path} does not exist") from None
+        except OSError as error:
+            raise BestiaryError(f"cannot read {path}: {error.strerror}") from None
+        if start == b"":
+            raise BestiaryError(f"{path} is an empty file")
+        if start is not None and start.startswith(_LFS):
+            raise BestiaryError(f"{path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`")
+        if loader is not None:
+            return self.loaders[loader]
+        surest = self._surest(self.loaders, lambda item: item.recognise(path), f"recognise {path}")
+        if not surest:
+            raise BestiaryError(f"no loader recognises {path} ({_describe(path, start)}); "
+                                f"known: {', '.join(self.loaders.names) or 'none'}")
+        return self._only(self.loaders, surest, f"recognise {path}", "--loader")
+
+    def open(self, path: str | os.PathLike[str], loader: str | None = None) -> Checkpoint:
+        """The checkpoint at the path, its tensors unread. Raises as `recognise`, and for a damaged file."""
+        return self.recognise(path, loader).open(Path(path), self)
+
+    def architecture_of(self, config: Mapping[str, Any], tokenizer: TokenizerMaterial,
+                        name: str | None = None) -> Architecture:
+        """The family of that name, or the one that claims the model most surely. Raises BestiaryError, listing the
+        known, where none does, and where two are equally sure."""
+        if name is not None:
+            return self.architectures[name]
+        surest = self._surest(self.architectures, lambda item: item.claims(config, tokenizer), "claim the model")
+        if not surest:
+            what = config.get("architectures") or config.get("model_type")
+            called = f"unknown architecture {what!r}" if what else "the config names no architecture"
+            raise BestiaryError(f"{called}; known: {', '.join(self.architectures.names) or 'none'}. "
+                                "A plugin package can add one, --architecture choose one")
+        return self._only(self.architectures, surest, "claim the model", "--architecture")
+
+    def report(self) -> list[PluginReport]:
+        """What every plugin provides, or why it is set aside. Calls all hooks."""
+        with self._lock:
+            for kind in KINDS:
+                self._provided(kind)
+            return [PluginReport(
+                plugin.origin.plugin, plugin.origin.distribution, plugin.origin.version, plugin.origin.entry_point,
+                {kind: tuple(entry.name for entry in entries) for kind, entries in plugin.provided.items() if entries},
+                plugin.seconds, plugin.reason, plugin.traceback) for plugin in self._plugins]
+
+    def _registry(self, kind: str) -> Registry[Any]:
+        with self._lock:
+            provided = self._provided(kind)
+            if kind not in self._registries:
+                retired = {name: reason for entry in provided if kind == "quantizers"
+                           for name, reason in entry.item.retired.items()}
+                self._registries[kind] = Registry(KINDS[kind].singular, provided, self.settings.prefer, retired)
+            return self._registries[kind]
+
+    def _provided(self, kind: str) -> list[Provided[Any]]:
+        """What the plugins that are not set aside provide of a kind; calls the hooks that were not called yet."""
+        for plugin in self._plugins:
+            self._load(plugin)
+            if plugin.hooks is not None and plugin.reason is None and kind not in plugin.provided:
+                with self._guarding(plugin):
+                    plugin.provided[kind] = call_hooks(plugin.hooks.get(kind, ()), kind, plugin.origin)
+        return [entry for plugin in self._plugins for entry in plugin.provided.get(kind, ())]
+
+    def _load(self, plugin: _Plugin) -> None:
+        if plugin.reason is None and plugin.hooks is None:
+            with self._guarding(plugin):
+                started = time.perf_counter()
+                try:
+                    loaded = plugin.candidate.load()
+                finally:
+                    plugin.seconds = time.perf_counter() - started
+                plugin.hooks = _hooks(loaded)
+
+    @contextlib.contextmanager
+    def _guarding(self, plugin: _Plugin) -> Iterator[None]:
+        """Sets the plugin aside where it raises. What it prints goes to stderr: stdout may be somebody's JSON."""
+        try:
+            with _redirecting, contextlib.redirect_stdout(sys.stderr):
+                yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit too: a plugin does not end the program
+            plugin.reason, plugin.traceback = one_line(error), traceback.format_exc()
+            plugin.provided.clear()
+            self._registries.clear()  # what it gave before it failed is not used either
+            self._say(f"plugin {plugin.origin.plugin!r} of {plugin.origin} is set aside: {plugin.reason}; "
+                      "see `bestiary plugins`")
+
+    def _say(self, line: str) -> None:
+        if not self._quiet and line not in _said:
+            import logging  # late: a process without a bad plugin does not need it
+
+            _said.add(line)
+            logging.getLogger("bestiary").warning("%s", line)
+
+    def _surest(self, registry: Registry[T], score: Callable[[T], int], what: str) -> list[Provided[T]]:
+        """The items with the highest score above 0. One that raises counts as 0 and is said so; its plugin stays, since
+        a single odd file must not take all of it away."""
+        ranked: list[tuple[int, Provided[T]]] = []
+        for entry in {id(entry): entry for name in registry.names for entry in registry.candidates(name)}.values():
+            try:
+                with _redirecting, contextlib.redirect_stdout(sys.stderr):
+                    value = score(entry.item)
+                if not isinstance(value, int):
+                    raise Refused(f"the answer is {value!r}, not a number from 0 to 100")
+                ranked.append((min(value, 100), entry))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                self._say(f"{entry.name} of {entry.origin} could not say whether to {what}: {one_line(error)}")
+        best = max((value for value, _ in ranked), default=0)
+        return [entry for value, entry in ranked if value == best > 0]
+
+    def _only(self, registry: Registry[T], found: list[Provided[T]], what: str, option: str) -> T:
+        """The single one of those that are equally sure: by name, or because its distribution is preferred."""
+        if len({entry.name.casefold() for entry in found}) == 1:
+            return registry[found[0].name]
+        for wanted in map(normal, self.settings.prefer):
+            chosen = [entry for entry in found if normal(entry.origin.distribution) == wanted]
+            if len(chosen) == 1:
+                return chosen[0].item
+        who = " and ".join(f"{entry.name} of {entry.origin}" for entry in found)
+        raise BestiaryError(f"{who} {what} equally surely; choose with {option} NAME")
+
+
+def _again(settings: HostSettings, entry_points: bool) -> Host:
+    """The same Host in another process. It need not say again what the first one said, and it imports one-file plugins
+    at once, because what they define may come next in the pickle."""
+    host = Host(settings, entry_points)
+    host._quiet = True
+    for plugin in host._plugins[len(host._plugins) - len(settings.files):]:
+        host._load(plugin)
+    return host
+
+
+def _hooks(plugin: object) -> dict[str, list[Callable[[], Any]]]:
+    """The plugin's hook implementations by kind. Raises Refused for one that would never be called."""
+    wanted = getattr(plugin, "bestiary_api", hookspecs.API)
+    if not isinstance(wanted, int):
+        raise Refused(f"bestiary_api is {wanted!r}, not a number")
+    if wanted > hookspecs.API:
+        raise Refused(f"it needs version {wanted} of the plugin interface and this bestiary has version "
+                       f"{hookspecs.API}; a newer bestiary may run it")
+    known = ", ".join(PREFIX + kind for kind in KINDS)
+    manager = pluggy.PluginManager(hookspecs.GROUP)  # one a plugin: its hooks are called alone, its faults are its own
+    manager.add_hookspecs(hookspecs)
+    try:
+        manager.register(plugin)
+    except pluggy.PluginValidationError as error:
+        raise Refused(str(error).strip().splitlines()[-1]) from error
+    hooks: dict[str, list[Callable[[], Any]]] = {}
+    marked = set()
+    for caller in manager.get_hookcallers(plugin) or ():
+        for implementation in caller.get_hookimpls():
+            marked.add(implementation.function)
+            if implementation.wrapper or implementation.hookwrapper:
+                raise Refused(f"{caller.name} is a wrapper; each plugin's hook is called alone")
+            if caller.has_spec():
+                hooks.setdefault(caller.name.removeprefix(PREFIX), []).append(implementation.function)
+            elif not implementation.optionalhook:
+                raise Refused(f"{caller.name} is no hook; known: {known}")
+    for name in dir(plugin):
+        function = getattr(plugin, name) if name.startswith(PREFIX) else None
+        if inspect.isroutine(function) and function not in marked and name.removeprefix(PREFIX) in KINDS:
+            raise Refused(f"{name} is not marked with @hookimpl")
+    if not hooks:
+        raise Refused(f"it has no hook; known: {known}")
+    return hooks
+
+
+def _start(path: Path) -> bytes | None:
+    """The first bytes of a file; None of a folder."""
+    if path.is_dir():
+        return None
+    with open(path, "rb") as file:
+        return file.read(64)
+
+
+def _describe(path: Path, start: bytes | None) -> str:
+    if start is not None:
+        return f"it starts with {start[:16]!r}"
+    names = sorted(os.listdir(path))
+    shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+    return f"a folder that holds {shown}" if names else "an empty folder"

@@ -1,0 +1,43 @@
+"""What a plugin provides to read a checkpoint format and to write one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bestiary.backend import Progress
+    from bestiary.checkpoint import Checkpoint
+    from bestiary.host import Host
+
+
+class Loader(ABC):
+    """A checkpoint format in."""
+
+    name: str
+
+    @abstractmethod
+    def recognise(self, path: Path) -> int:
+        """How sure it is that this format is at `path`: 0 not at all ... 100 certain. Looks at names and at the first
+        bytes only, and never raises for what it finds there."""
+
+    @abstractmethod
+    def open(self, path: Path, host: Host) -> Checkpoint:
+        """The checkpoint, its tensors unread. Raises BestiaryError for what is damaged or not understood."""
+
+
+class Writer(ABC):
+    """A checkpoint format out. suffix: how its files are called; empty for a folder. stem: how a file's name begins
+    that the user did not choose. rank: which writer is taken where nothing names one, the highest."""
+
+    name: str
+    suffix: str = ""
+    stem: str = "model"
+    rank: int = 0
+
+    @abstractmethod
+    def save(self, checkpoint: Checkpoint, path: Path, host: Host, *, force: bool = False,
+             progress: Progress | None = None) -> None:
+        """Writes the canonical checkpoint, streaming: it reads each tensor once, in row ranges. Nothing stands under
+        `path` before it is complete."""

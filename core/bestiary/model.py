@@ -1,0 +1,250 @@
+"""A loaded model: its plan, its tokenizer, and text out of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bestiary.architecture import Architecture, Config
+from bestiary.backend import Backend, Batch, Limits, Plan, Progress
+from bestiary.canonical import to_canonical
+from bestiary.checkpoint import Checkpoint, TokenizerMaterial
+from bestiary.convert import convert, recipe_for
+from bestiary.encoding import F32
+from bestiary.engine import Engine, Generation, Request
+from bestiary.errors import BestiaryError
+from bestiary.host import Host
+from bestiary.sampling import Sampling
+from bestiary.tokenizer import Stream, Tokenizer
+from bestiary.tokenizer_builder import build_tokenizer
+
+log = logging.getLogger("bestiary")
+
+
+class Model:
+    """A checkpoint that is ready to run. A context manager; `close` frees its weights."""
+
+    def __init__(self, checkpoint: Checkpoint, architecture: Architecture, plan: Plan,
+                 tokenizer: Tokenizer | None) -> None:
+        self.checkpoint, self.architecture, self.plan = checkpoint, architecture, plan
+        self._tokenizer = tokenizer
+        self.engine = Engine(plan, architecture.layout)
+
+    @property
+    def config(self) -> Config:
+        """The normalised config, in Hugging Face's key names."""
+        return self.checkpoint.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises BestiaryError where the checkpoint came without one."""
+        if self._tokenizer is None:
+            raise BestiaryError(f"{self.checkpoint.path} has no tokenizer; name one with --tokenizer FILE")
+        return self._tokenizer
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The logits after each token of one sequence, (len(ids), vocabulary)."""
+        return self._forward(ids, "logits")
+
+    def hidden(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The last hidden state of each token of one sequence, (len(ids), width)."""
+        return self._forward(ids, "hidden")
+
+    def _forward(self, ids: Sequence[int], output: str) -> NDArray[np.float32]:
+        ids = [int(i) for i in ids]
+        if len(ids) > self.plan.limits.context:
+            raise BestiaryError(f"{len(ids)} tokens; the context holds {self.plan.limits.context}")
+        layout = self.architecture.layout(ids)
+        cache = self.plan.new_cache(replace(self.plan.limits, sequences=1, context=max(len(ids), 1)))
+        tokens, positions = np.array(ids, np.int64), np.array(layout.positions, np.int32)
+        vocabulary = self.plan.graph.vocabulary
+        if len(ids) and (tokens.min() < 0 or tokens.max() >= vocabulary):
+            raise BestiaryError(f"a token outside of the model's vocabulary of {vocabulary}")
+        width = vocabulary if output == "logits" else self.plan.graph.nodes[self.plan.graph.hidden].width
+        out = np.empty((len(ids), width), np.float32)
+        step = self.plan.limits.batch
+        for start in range(0, len(ids), step):
+            part = slice(start, min(start + step, len(ids)))
+            count = part.stop - start
+            out[part] = self.plan.forward(Batch(
+                tokens[part].astype(np.int32), positions[:, part], np.zeros(count, np.int32),
+                wanted=np.arange(count, dtype=np.int32), prefixes={0: layout.prefix}), cache, output)
+        return out
+
+    def generate(self, prompt: str | Sequence[int], *, max_tokens: int = -1, temperature: float = 0.8, top_k: int = 40,
+                 top_p: float = 0.95, min_p: float = 0.05, seed: int | None = None, stop: str | Iterable[str] = (),
+                 ignore_eos: bool = False, special: bool = False, **sampling: Any) -> TextStream:
+        """Text that continues the prompt, piece by piece as it comes; a prompt of ids is taken as it is.
+
+        stop: strings that end the text, themselves not included. special: spellings of special tokens in the prompt
+        are those tokens. Further keywords are those of sampling.Sampling.
+        """
+        unknown = set(sampling) - {field.name for field in fields(Sampling)}
+        if unknown:
+            raise BestiaryError(f"unknown sampling option {sorted(unknown)[0]!r}; known: "
+                                f"{', '.join(field.name for field in fields(Sampling))}")
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt, bos=True, special=special)
+        else:
+            ids = [int(i) for i in prompt]
+        settings = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, **sampling)
+        return self.generate_from(ids, max_tokens, settings, stop, ignore_eos)
+
+    def generate_from(self, ids: Sequence[int], max_tokens: int, sampling: Sampling, stop: str | Iterable[str] = (),
+                      ignore_eos: bool = False) -> TextStream:
+        """As `generate`, of ids and complete settings."""
+        ends = frozenset(self.tokenizer.ends)
+        request = Request(tuple(ids), max_tokens, sampling, frozenset() if ignore_eos else ends,
+                          ends if ignore_eos else frozenset())
+        return TextStream(self, self.engine.submit(request), (stop,) if isinstance(stop, str) else tuple(stop))
+
+    def close(self) -> None:
+        """Frees the weights; the model is not used again."""
+        self.plan.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+
+class TextStream(Iterator[str]):
+    """The text of a generation as it comes. Closing it, or dropping it, cancels what is left.
+
+    reason: why it ended: "end", "stop" (a stop string), "length", "context" or "cancelled".
+    """
+
+    def __init__(self, model: Model, generation: Generation, stop: tuple[str, ...]) -> None:
+        self._model, self.generation = model, generation
+        self._stop = tuple(text for text in stop if text)
+        self.reason: str | None = None
+        self._pieces = self._text()
+
+    def __iter__(self) -> TextStream:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        self._pieces.close()
+        self._model.engine.cancel(self.generation)
+        self.reason = self.reason or self.generation.reason
+
+    def _text(self) -> Generator[str, None, None]:
+        tokenizer = self._model.tokenizer
+        prompt = self.generation.request.ids
+        stream = Stream(tokenizer, start=all(tokenizer.special(i) for i in prompt))
+        held = ""  # text that may turn out to be the beginning of a stop string
+        try:
+            for token in self._model.engine.run(self.generation):
+                held += stream.push(token)
+                text, held, found = release(held, self._stop)
+                if found:
+                    self._model.engine.cancel(self.generation)
+                    self.reason = "stop"
+                if text:
+                    yield text
+                if found:
+                    return
+            self.reason = self.generation.reason
+            text, rest, found = release(held + stream.finish(), self._stop)
+            if found:
+                self.reason = "stop"
+            if tail := text + ("" if found else rest):
+                yield tail
+        finally:
+            self._model.engine.cancel(self.generation)
+
+
+def release(held: str, stop: tuple[str, ...]) -> tuple[str, str, bool]:
+    """What of the text may be given out, what must be held back as a stop string's possible beginning, and whether a
+    stop string was found: then the text before it is given out and nothing is held."""
+    found = [at for at in (held.find(text) for text in stop) if at >= 0]
+    if found:
+        return held[:min(found)], "", True
+    longest = max((n for text in stop for n in range(min(len(text) - 1, len(held)), 0, -1) if held.endswith(text[:n])),
+                  default=0)
+    return held[:len(held) - longest], held[len(held) - longest:], False
+
+
+def load(path: str | os.PathLike[str], backend: str | None = None, threads: int | None = None,
+         context: int | None = None, type: str | None = None, host: Host | None = None, *,
+         tokenizer: str | os.PathLike[str] | None = None, batch: int = 512, sequences: int = 1,
+         threads_prefill: int | None = None, cache_type_k: str | None = None, cache_type_v: str | None = None,
+         loader: str | None = None, architecture: str | None = None, progress: Progress | None = None) -> Model:
+    """Loads a checkpoint of any known format.
+
+    backend: by default the fastest that runs here (cpu, else numpy). threads: by default what the machine allows.
+    context: tokens a sequence may hold; by default what the model was made for. type: a quantizer's name to quantize
+    by while loading; by default the checkpoint keeps its own types. tokenizer: a file or checkpoint to take the
+    tokenizer from. cache_type_k, cache_type_v: encodings of the KV cache, by default f16, and f32 for a checkpoint
+    whose weights are all f32. Raises BestiaryError for anything wrong with the file or the choices.
+    """
+    host = host or Host()
+    checkpoint = host.open(Path(path), loader)
+    family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
+    checkpoint, graph = to_canonical(checkpoint, family)
+    if type is not None:
+        checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], requantize=True), host)
+    made_for = int(checkpoint.config["max_position_embeddings"])
+    if context is not None and context < 1:
+        raise BestiaryError(f"context = {context}; it must be 1 or more")
+    if context is not None and context > made_for:
+        log.warning("the model was made for a context of %d tokens; beyond them it may speak nonsense", made_for)
+    if threads is not None and threads < 1:
+        raise BestiaryError(f"threads = {threads}; it must be 1 or more")
+    context = context or made_for
+    cache = "f32" if all(tensor.encoding == F32 for tensor in checkpoint.tensors.values()) else "f16"
+    limits = Limits(context, sequences, min(batch, context * sequences), threads, threads_prefill,
+                    cache_type_k or cache, cache_type_v or cache)
+    material = checkpoint.tokenizer if tokenizer is None else host.open(Path(tokenizer)).tokenizer
+    plan = choose_backend(host, backend).compile(graph, checkpoint.tensors, limits, progress=progress)
+    return Model(checkpoint, family, plan, make_tokenizer(material, family, checkpoint.config))
+
+
+def choose_backend(host: Host, name: str | None) -> Backend:
+    """The backend named, or the available one of the highest rank; one line says what a better one lacks."""
+    if name is not None:
+        backend = host.backends[name]
+        if reason := backend.available():
+            raise BestiaryError(f"backend {name} does not run here: {reason}")
+        return backend
+    ranked = sorted(host.backends.values(), key=lambda backend: -backend.rank)
+    for better, backend in enumerate(ranked):
+        if backend.available() is None:
+            for missing in ranked[:better]:
+                log.warning("backend %s does not run here: %s; %s is used instead, which is slow", missing.name,
+                            missing.available(), backend.name)
+            return backend
+    raise BestiaryError("no backend runs here")
+
+
+def make_tokenizer(material: TokenizerMaterial, family: Architecture | None, config: Config) -> Tokenizer | None:
+    """The tokenizer of a checkpoint with its family's own handling around it; None where the checkpoint has none."""
+    if material.empty:
+        return None
+    tokenizer = build_tokenizer(material, family.pre_tokenizers if family else {})
+    return family.wrap(tokenizer, config) if family else tokenizer
+
+
+def load_tokenizer(path: str | os.PathLike[str], host: Host | None = None, loader: str | None = None) -> Tokenizer:
+    """The tokenizer alone, of any checkpoint or vocabulary-only file."""
+    host = host or Host()
+    checkpoint = host.open(Path(path), loader)
+    vocabulary_only = not checkpoint.config and not checkpoint.tensors
+    family = None if vocabulary_only else host.architecture_of(checkpoint.config, checkpoint.tokenizer)
+    tokenizer = make_tokenizer(checkpoint.tokenizer, family, checkpoint.config)
+    if tokenizer is None:
+        raise BestiaryError(f"{path} has no tokenizer")
+    return tokenizer

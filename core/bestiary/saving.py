@@ -1,0 +1,120 @@
+"""A checkpoint of any format into a file of another: what `convert` and `quantize` do."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bestiary.backend import Progress
+from bestiary.canonical import to_canonical
+from bestiary.checkpoint import Checkpoint
+from bestiary.convert import convert, recipe_for, types
+from bestiary.encoding import F16
+from bestiary.errors import BestiaryError
+from bestiary.host import Host
+from bestiary.loader import Writer
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What was written. bytes: of the file, or of the files in the folder. types: as convert.types gives them."""
+
+    path: Path
+    bytes: int
+    types: Mapping[str, Mapping[str, Any]]
+    seconds: float
+
+
+def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | None, type: str | None, host: Host, *,
+            format: str | None = None, loader: str | None = None, architecture: str | None = None,
+            tokenizer: str | os.PathLike[str] | None = None, context: int | None = None, pure: bool = False,
+            requantize: bool = False, force: bool = False, progress: Progress | None = None) -> Saved:
+    """Writes the checkpoint at `source` in another type and format, streaming.
+
+    target: None names it after its type, beside the source. type: a quantizer's name; None keeps the types of a
+    quantized checkpoint and gives f16 for any other. format: a writer's name, by default the one of target's suffix,
+    else the one of the highest rank. tokenizer: a file or checkpoint to take it from. context: what the file says the
+    model was made for. pure, requantize: see convert.Recipe. Raises BestiaryError before any work where the target
+    exists (without `force`), cannot be written, or is the source.
+    """
+    started = time.perf_counter()
+    source = Path(source)
+    writer = choose_writer(host, target, format)
+    if type is not None:
+        type = host.quantizers[type].name  # a misspelt one is said before anything is read
+    if target is not None:
+        check_target(Path(target), source, writer, force)
+    if context is not None and context < 1:
+        raise BestiaryError(f"context = {context}; it must be 1 or more")
+    checkpoint = host.open(source, loader)
+    if tokenizer is not None:
+        checkpoint = checkpoint.having(tokenizer=host.open(Path(tokenizer)).tokenizer)
+        if checkpoint.tokenizer.empty:
+            raise BestiaryError(f"{tokenizer} has no tokenizer")
+    family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
+    checkpoint, graph = to_canonical(checkpoint, family)
+    if type is None and not any(tensor.encoding.quantized for tensor in checkpoint.tensors.values()):
+        type = F16.name
+    if target is None:
+        target = default_target(source, writer, type or main_type(checkpoint))
+        check_target(target, source, writer, force)
+    if type is not None:
+        checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], pure, requantize), host)
+    if context is not None:
+        checkpoint = checkpoint.having(config={**checkpoint.config, "max_position_embeddings": context})
+    target = Path(target)
+    writer.save(checkpoint, target, host, force=force, progress=progress)
+    return Saved(target, size_on_disk(target), types(checkpoint), time.perf_counter() - started)
+
+
+def choose_writer(host: Host, target: str | os.PathLike[str] | None, format: str | None) -> Writer:
+    """The writer named; else that of the target's suffix; else the one of the highest rank among those that write what
+    the target is, a file or a folder."""
+    if format is not None:
+        return host.writers[format]
+    folder = target is not None and (Path(target).is_dir() or os.fspath(target).endswith(os.sep))
+    ranked = sorted((writer for writer in host.writers.values() if bool(writer.suffix) != folder),
+                    key=lambda writer: -writer.rank)
+    if not ranked:
+        what = f"{target} is a folder; name a file" if folder else "no plugin writes files"
+        raise BestiaryError(f"{what}. Known formats: {', '.join(host.writers.names) or 'none'}")
+    if target is not None:
+        ranked.sort(key=lambda writer: not os.fspath(target).lower().endswith(writer.suffix or "/"))
+    return ranked[0]
+
+
+def default_target(source: Path, writer: Writer, type: str) -> Path:
+    """Where a conversion goes that was given no name: into the source's folder."""
+    return (source if source.is_dir() else source.parent) / f"{writer.stem}-{type}{writer.suffix}"
+
+
+def check_target(target: Path, source: Path, writer: Writer, force: bool) -> None:
+    """What would go wrong at the end is said at the beginning."""
+    if target.exists() and source.exists() and target.samefile(source):
+        raise BestiaryError(f"{target} is the input itself; name another output")
+    if target.is_dir() and writer.suffix:
+        raise BestiaryError(f"{target} is a folder; name a file")
+    if target.exists() and not force and not (target.is_dir() and not any(target.iterdir())):
+        raise BestiaryError(f"{target} exists already; --force replaces it")
+    folder = target.absolute().parent
+    if not folder.is_dir():
+        raise BestiaryError(f"cannot write {target}: there is no folder {target.parent}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BestiaryError(f"cannot write {target}: the folder {target.parent} may not be written to")
+
+
+def main_type(checkpoint: Checkpoint) -> str:
+    """The quantized encoding of most of its bytes; the plain one of most bytes where nothing is quantized."""
+    quantized = {tensor.encoding.name for tensor in checkpoint.tensors.values() if tensor.encoding.quantized}
+    found = list(types(checkpoint))
+    return next((name for name in found if name in quantized), found[0] if found else F16.name)
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file, or of the files of a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

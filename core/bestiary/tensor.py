@@ -1,0 +1,91 @@
+"""One weight of a checkpoint, read lazily by ranges of rows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bestiary.encoding import BF16, F16, F32, Encoding
+
+
+class Tensor(ABC):
+    """A weight as stored. The last axis of `shape` is columns; rows are the product of the rest."""
+
+    shape: tuple[int, ...]
+    encoding: Encoding
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def rows(self) -> int:
+        return prod(self.shape[:-1])
+
+    @property
+    def row_bytes(self) -> int:
+        return self.encoding.row_bytes(self.columns)
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.row_bytes
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Rows start..stop-1 as bytes, (stop - start, row_bytes) uint8. May be called from several threads at once."""
+
+    def decode(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Rows start..stop-1 as float32, (stop - start, columns)."""
+        return self.encoding.decode(self.read(start, self.rows if stop is None else stop), self.columns)
+
+    def array(self) -> NDArray[np.float32]:
+        """The whole weight in its own shape, as float32. For small weights and the reference backend."""
+        return self.decode().reshape(self.shape)
+
+
+class ArrayTensor(Tensor):
+    """A weight that is in memory already: derived ones, and tests."""
+
+    def __init__(self, array: NDArray[np.float32] | NDArray[np.float16]) -> None:
+        kept = array if array.dtype == np.float16 else array.astype(np.float32, copy=False)
+        self.shape = tuple(array.shape)
+        self.encoding = F16 if kept.dtype == np.float16 else F32
+        self._bytes = np.ascontiguousarray(kept).reshape(self.rows, self.columns).view(np.uint8)
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        return self._bytes[start:stop]
+
+
+class BlockTensor(Tensor):
+    """A weight in memory in any encoding: rows of bytes, (rows, row_bytes) uint8."""
+
+    def __init__(self, blocks: NDArray[np.uint8], shape: tuple[int, ...], encoding: Encoding) -> None:
+        self.shape, self.encoding = shape, encoding
+        self._bytes = blocks.reshape(self.rows, self.row_bytes)
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        return self._bytes[start:stop]
+
+
+def chunks(tensor: Tensor, bytes_at_a_time: int = 4 << 20) -> list[tuple[int, int]]:
+    """Row ranges that cover the tensor, each of about that many decoded bytes; at least one row a range."""
+    step = max(1, bytes_at_a_time // max(1, 4 * tensor.columns))
+    return [(start, min(start + step, tensor.rows)) for start in range(0, tensor.rows, step)]
+
+
+def encode_plain(values: NDArray[np.float32], encoding: Encoding) -> NDArray[np.uint8]:
+    """float32 rows, (rows, columns) -> bytes of a plain encoding, (rows, row_bytes)."""
+    from bestiary.decoding import to_bf16
+
+    match encoding.name:
+        case F32.name:
+            return np.ascontiguousarray(values, np.float32).view(np.uint8)
+        case F16.name:
+            with np.errstate(over="ignore"):  # what exceeds f16 becomes infinite; the caller says so
+                return np.ascontiguousarray(values.astype(np.float16)).view(np.uint8)
+        case BF16.name:
+            return to_bf16(values).view(np.uint8)
+    raise ValueError(f"{encoding.name} is not a plain encoding")

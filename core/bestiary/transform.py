@@ -1,0 +1,250 @@
+"""Row operations between the tensors of one naming and another, lazy, each with its inverse."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bestiary.encoding import F32
+from bestiary.errors import BestiaryError
+from bestiary.tensor import Tensor, encode_plain
+
+Rows = NDArray[np.uint8]
+
+
+class _Permuted(Tensor):
+    def __init__(self, base: Tensor, order: NDArray[np.int64]) -> None:
+        self.shape, self.encoding, self._base, self._order = base.shape, base.encoding, base, order
+
+    def read(self, start: int, stop: int) -> Rows:
+        wanted = self._order[start:stop]
+        if not len(wanted):
+            return self._base.read(0, 0)
+        # One read of the span that holds them: permutations stay within a head, so the span is hardly larger.
+        low, high = int(wanted.min()), int(wanted.max()) + 1
+        return self._base.read(low, high)[wanted - low]
+
+
+class _PermutedEntries(Tensor):
+    """A bias: its entries are the rows of the matrix beside it."""
+
+    def __init__(self, base: Tensor, order: NDArray[np.int64]) -> None:
+        if base.encoding.quantized:
+            raise BestiaryError(f"the entries of a {base.encoding.name} vector cannot be permuted")
+        self.shape, self.encoding, self._base, self._order = base.shape, base.encoding, base, order
+
+    def read(self, start: int, stop: int) -> Rows:
+        item = self.encoding.row_bytes(1)
+        entries = self._base.read(start, stop).reshape(stop - start, self.columns, item)[:, self._order]
+        return entries.reshape(stop - start, self.row_bytes)
+
+
+class _Slice(Tensor):
+    def __init__(self, base: Tensor, first: int, shape: tuple[int, ...]) -> None:
+        self.shape, self.encoding, self._base, self._first = shape, base.encoding, base, first
+
+    def read(self, start: int, stop: int) -> Rows:
+        return self._base.read(self._first + start, self._first + stop)
+
+
+class _Joined(Tensor):
+    def __init__(self, parts: Sequence[Tensor], shape: tuple[int, ...]) -> None:
+        self.shape, self.encoding, self._parts = shape, parts[0].encoding, parts
+        if any(part.encoding != self.encoding or part.columns != parts[0].columns for part in parts):
+            raise BestiaryError(f"tensors of shapes {[part.shape for part in parts]} and encodings "
+                                f"{[part.encoding.name for part in parts]} cannot be joined")
+
+    def read(self, start: int, stop: int) -> Rows:
+        pieces, first = [], 0
+        for part in self._parts:
+            low, high = max(start - first, 0), min(stop - first, part.rows)
+            if low < high:
+                pieces.append(part.read(low, high))
+            first += part.rows
+        return np.concatenate(pieces) if pieces else self._parts[0].read(0, 0)
+
+
+class _Entries(Tensor):
+    """A run of the entries of a vector."""
+
+    def __init__(self, base: Tensor, first: int, count: int) -> None:
+        self.shape, self.encoding, self._base = (count,), base.encoding, base
+        self._bytes = slice(base.encoding.row_bytes(first), base.encoding.row_bytes(first + count))
+
+    def read(self, start: int, stop: int) -> Rows:
+        return self._base.read(start, stop)[:, self._bytes]
+
+
+class _JoinedEntries(Tensor):
+    """Vectors one after the other."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self.shape, self.encoding, self._parts = (sum(part.columns for part in parts),), parts[0].encoding, parts
+        if any(part.encoding != self.encoding for part in parts):
+            raise BestiaryError(f"vectors of encodings {[part.encoding.name for part in parts]} cannot be joined")
+
+    def read(self, start: int, stop: int) -> Rows:
+        return np.concatenate([part.read(start, stop) for part in self._parts], axis=1)
+
+
+class _Transposed(Tensor):
+    """Reads the whole base for every range: use it on what fits in memory, one tensor at a time."""
+
+    def __init__(self, base: Tensor) -> None:
+        if base.encoding.quantized or len(base.shape) != 2:
+            raise BestiaryError(f"a {base.encoding.name} tensor of shape {base.shape} cannot be transposed")
+        self.shape, self.encoding, self._base = (base.shape[1], base.shape[0]), base.encoding, base
+
+    def read(self, start: int, stop: int) -> Rows:
+        rows, columns = self._base.shape
+        item = self.encoding.row_bytes(1)
+        grid = self._base.read(0, rows).reshape(rows, columns, item)[:, start:stop]
+        return np.ascontiguousarray(grid.swapaxes(0, 1)).reshape(stop - start, rows * item)
+
+
+class _Shifted(Tensor):
+    def __init__(self, base: Tensor, amount: float) -> None:
+        if base.encoding.quantized:
+            raise BestiaryError(f"a constant cannot be added to a {base.encoding.name} tensor")
+        self.shape, self.encoding, self._base, self._amount = base.shape, F32, base, amount
+
+    def read(self, start: int, stop: int) -> Rows:
+        return encode_plain(self._base.decode(start, stop) + np.float32(self._amount), F32)
+
+
+class Transform(ABC):
+    """Tensors of a checkpoint's naming -> canonical ones; `inverse` is the way back."""
+
+    @abstractmethod
+    def apply(self, sources: Sequence[Tensor]) -> Sequence[Tensor]: ...
+
+    @property
+    @abstractmethod
+    def inverse(self) -> Transform: ...
+
+
+@dataclass(frozen=True)
+class Permute(Transform):
+    """New row i of each tensor is old row `order[i]`; the entries of a vector count as rows."""
+
+    order: tuple[int, ...]
+
+    def apply(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
+        order = np.asarray(self.order, np.int64)
+        if not np.array_equal(np.sort(order), np.arange(len(order))):
+            raise BestiaryError(f"an order of {len(order)} rows that is no permutation of them")
+        for source in sources:
+            if (source.rows if len(source.shape) > 1 else source.columns) != len(order):
+                raise BestiaryError(f"{len(order)} rows cannot be permuted in a tensor of shape {source.shape}")
+        return [(_Permuted if len(source.shape) > 1 else _PermutedEntries)(source, order) for source in sources]
+
+    @property
+    def inverse(self) -> Permute:
+        return Permute(tuple(np.argsort(np.asarray(self.order, np.int64)).tolist()))
+
+
+@dataclass(frozen=True)
+class Split(Transform):
+    """One tensor into several of `rows` rows each, in order."""
+
+    rows: tuple[int, ...]
+
+    def apply(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
+        (source,) = sources
+        length = source.rows if len(source.shape) > 1 else source.columns
+        if sum(self.rows) != length:
+            raise BestiaryError(f"a tensor of shape {source.shape} cannot be split into rows {self.rows}")
+        starts = [sum(self.rows[:i]) for i in range(len(self.rows))]
+        if len(source.shape) == 1:
+            return [_Entries(source, start, count) for start, count in zip(starts, self.rows, strict=True)]
+        return [_Slice(source, start, (count, source.columns)) for start, count in zip(starts, self.rows, strict=True)]
+
+    @property
+    def inverse(self) -> Join:
+        return Join(self.rows)
+
+
+@dataclass(frozen=True)
+class Join(Transform):
+    """Several tensors of `rows` rows each into one, in order."""
+
+    rows: tuple[int, ...]
+
+    def apply(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
+        vectors = all(len(source.shape) == 1 for source in sources)
+        if tuple(source.columns if vectors else source.rows for source in sources) != self.rows:
+            raise BestiaryError(f"tensors of shapes {[source.shape for source in sources]} cannot be joined as rows "
+                                f"{self.rows}")
+        if vectors:
+            return [_JoinedEntries(sources)]
+        return [_Joined(sources, (sum(source.rows for source in sources), sources[0].columns))]
+
+    @property
+    def inverse(self) -> Split:
+        return Split(self.rows)
+
+
+@dataclass(frozen=True)
+class Stack(Transform):
+    """`count` tensors of one shape into one with a new first axis (experts)."""
+
+    count: int
+
+    def apply(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
+        if len(sources) != self.count:
+            raise BestiaryError(f"{len(sources)} tensors for a stack of {self.count}")
+        if any(source.shape != sources[0].shape for source in sources):
+            raise BestiaryError(f"tensors of shapes {sorted({source.shape for source in sources})} cannot be stacked")
+        return [_Joined(sources, (len(sources), *sources[0].shape))]
+
+    @property
+    def inverse(self) -> Unstack:
+        return Unstack(self.count)
+
+
+@dataclass(frozen=True)
+class Unstack(Transform):
+    """One tensor into its `count` entries along the first axis."""
+
+    count: int
+
+    def apply(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
+        (source,) = sources
+        if len(source.shape) < 3 or source.shape[0] != self.count:
+            raise BestiaryError(f"a tensor of shape {source.shape} is no stack of {self.count}")
+        rows = source.rows // self.count
+        return [_Slice(source, i * rows, source.shape[1:]) for i in range(self.count)]
+
+    @property
+    def inverse(self) -> Stack:
+        return Stack(self.count)
+
+
+@dataclass(frozen=True)
+class Transpose(Transform):
+    """Rows become columns; unquantized tensors only."""
+
+    def apply(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [_Transposed(source) for source in sources]
+
+    @property
+    def inverse(self) -> Transpose:
+        return self
+
+
+@dataclass(frozen=True)
+class Add(Transform):
+    """Adds a constant to every weight, in float32; unquantized tensors only."""
+
+    amount: float
+
+    def apply(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [_Shifted(source, self.amount) for source in sources]
+
+    @property
+    def inverse(self) -> Add:
+        return Add(-self.amount)

@@ -1,0 +1,64 @@
+"""The built-in plugins: one module a family, format or backend; a line here makes it known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from bestiary.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from bestiary.plugin import Architecture, Backend, Loader, Quantizer, Writer
+
+# "module:Class", imported when the hook is called: `bestiary --help` must not wait for numpy.
+ARCHITECTURES = (
+    "architectures.llama:Llama",
+)
+LOADERS = (
+    "loaders.gguf:Gguf",
+    "loaders.huggingface:HuggingFace",
+    "loaders.llama2c:Llama2c",
+)
+WRITERS = (
+    "loaders.gguf_writer:GgufWriter",
+)
+QUANTIZERS: tuple[str, ...] = (
+    "quantizers.plain:PlainF32",
+    "quantizers.plain:PlainF16",
+    "quantizers.plain:PlainBF16",
+)
+BACKENDS = (
+    "backends.numpy:NumpyBackend",
+)
+
+
+def _made(places: tuple[str, ...]) -> Iterator[Any]:
+    for place in places:
+        module, name = place.split(":")
+        yield getattr(import_module(f"{__name__}.{module}"), name)()
+
+
+@hookimpl
+def bestiary_architectures() -> Iterator[Architecture]:
+    return _made(ARCHITECTURES)
+
+
+@hookimpl
+def bestiary_loaders() -> Iterator[Loader]:
+    return _made(LOADERS)
+
+
+@hookimpl
+def bestiary_writers() -> Iterator[Writer]:
+    return _made(WRITERS)
+
+
+@hookimpl
+def bestiary_quantizers() -> Iterator[Quantizer]:
+    return _made(QUANTIZERS)
+
+
+@hookimpl
+def bestiary_backends() -> Iterator[Backend]:
+    return _made(BACKENDS)

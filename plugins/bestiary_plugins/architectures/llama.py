@@ -1,0 +1,164 @@
+"""LLaMA 1, 2, 3, 3.1 and later: RMS norm, rotary positions, grouped heads, gated SiLU.
+
+Sources: Touvron et al. 2023 (arXiv 2302.13971); the Llama 3.1 reference code for the scaling of its frequencies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bestiary.config import flag, one_of, real, section, whole
+from bestiary.plugin import Architecture, Graph, Key, Rule, Trace
+from bestiary.transform import Permute
+
+if TYPE_CHECKING:
+    from bestiary.checkpoint import TokenizerMaterial
+    from bestiary.tensor import Tensor
+
+Config = Mapping[str, Any]
+
+
+def interleave(config: Config, heads: int) -> Permute:
+    """Hugging Face rotates columns (j, j + d/2) of a head, the canonical order (2j, 2j + 1): row 2j + c of a head is
+    its row c * d/2 + j."""
+    half = head_dim(config) // 2
+    return Permute(tuple(2 * half * h + c * half + j for h in range(heads) for j in range(half) for c in (0, 1)))
+
+
+def head_dim(config: Config) -> int:
+    return whole(config, "head_dim", whole(config, "hidden_size") // whole(config, "num_attention_heads"))
+
+
+def query_rows(config: Config) -> Permute:
+    return interleave(config, whole(config, "num_attention_heads"))
+
+
+def key_rows(config: Config) -> Permute:
+    return interleave(config, whole(config, "num_key_value_heads", whole(config, "num_attention_heads")))
+
+
+HUGGINGFACE = (
+    Rule("model.embed_tokens.weight", "token_embd.weight"),
+    Rule("model.layers.{}.self_attn.q_proj.weight", "blk.{}.attn_q.weight", query_rows),
+    Rule("model.layers.{}.self_attn.q_proj.bias", "blk.{}.attn_q.bias", query_rows),
+    Rule("model.layers.{}.self_attn.k_proj.weight", "blk.{}.attn_k.weight", key_rows),
+    Rule("model.layers.{}.self_attn.k_proj.bias", "blk.{}.attn_k.bias", key_rows),
+    *(Rule(f"model.layers.{{}}.{ours}.{part}", f"blk.{{}}.{canonical}.{part}") for part in ("weight", "bias")
+      for ours, canonical in (("self_attn.v_proj", "attn_v"), ("self_attn.o_proj", "attn_output"),
+                              ("mlp.gate_proj", "ffn_gate"), ("mlp.down_proj", "ffn_down"), ("mlp.up_proj", "ffn_up"))),
+    Rule("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight"),
+    Rule("model.layers.{}.post_attention_layernorm.weight", "blk.{}.ffn_norm.weight"),
+    Rule("model.norm.weight", "output_norm.weight"),
+    Rule("lm_head.weight", "output.weight"),
+)
+
+META = (
+    Rule("tok_embeddings.weight", "token_embd.weight"),
+    *(Rule(f"layers.{{}}.{meta}.weight", f"blk.{{}}.{canonical}.weight") for meta, canonical in (
+        ("attention.wq", "attn_q"), ("attention.wk", "attn_k"), ("attention.wv", "attn_v"),
+        ("attention.wo", "attn_output"),
+        ("feed_forward.w1", "ffn_gate"), ("feed_forward.w2", "ffn_down"), ("feed_forward.w3", "ffn_up"),
+        ("attention_norm", "attn_norm"), ("ffn_norm", "ffn_norm"))),
+    Rule("norm.weight", "output_norm.weight"),
+    Rule("output.weight", "output.weight"),
+)
+
+
+class Llama(Architecture):
+    """LLaMA and what has its graph."""
+
+    name = "llama"
+    namings = {"huggingface": HUGGINGFACE, "meta": META}
+    ignorable = (r".*rotary_emb\.inv_freq", r"rope\.freqs",
+                 r"output\.weight")  # a second copy of the embedding, where the two are tied
+    keys = (
+        Key("head_dim", "{arch}.rope.dimension_count", "u32"),
+        Key("rope_scaling", "{arch}.rope.scaling.type", "str",
+            to_file=lambda scaling: "linear" if scaling["rope_type"] == "linear" else None,
+            from_file=lambda kind: {"rope_type": kind}),
+        Key("rope_factor", "{arch}.rope.scaling.factor", "f32"),
+    )
+
+    def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:
+        named = config.get("model_type") == "llama" or "LlamaForCausalLM" in (config.get("architectures") or ())
+        return 50 if named else 0
+
+    def normalise(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        scaling = {**section(config, "rope_parameters"), **section(config, "rope_scaling")}
+        kind = scaling.get("rope_type") or scaling.get("type") or "default"
+        kind = one_of({"rope_scaling": kind}, "rope_scaling", ("default", "none", "linear", "llama3"), "default")
+        one_of(config, "hidden_act", ("silu",), "silu")
+        heads = whole(config, "num_attention_heads", high=1 << 16)
+        normal = {
+            **config,
+            "hidden_size": whole(config, "hidden_size"),
+            "intermediate_size": whole(config, "intermediate_size"),
+            "num_hidden_layers": whole(config, "num_hidden_layers", high=10_000),
+            "num_attention_heads": heads,
+            "num_key_value_heads": whole(config, "num_key_value_heads", heads),
+            "head_dim": head_dim(config),
+            "vocab_size": whole(config, "vocab_size", shapes.get("token_embd.weight", (None,))[0]),
+            "max_position_embeddings": whole(config, "max_position_embeddings", 2048),
+            "rms_norm_eps": real(config, "rms_norm_eps", 1e-6),
+            "rope_theta": real(config, "rope_theta", real(scaling, "rope_theta", 10000.0)),
+            "attention_bias": flag(config, "attention_bias", "blk.0.attn_q.bias" in shapes),
+            "mlp_bias": flag(config, "mlp_bias", "blk.0.ffn_up.bias" in shapes),
+            "tie_word_embeddings": flag(config, "tie_word_embeddings", bool(shapes) and "output.weight" not in shapes),
+            "rope_scaling": None,
+            "rope_factor": None,
+        }
+        if kind == "linear":
+            normal["rope_factor"] = real(config, "rope_factor", real(scaling, "factor", 1.0))
+            normal["rope_scaling"] = {"rope_type": "linear", "factor": normal["rope_factor"]}
+        if kind == "llama3":
+            normal["rope_scaling"] = {"rope_type": "llama3", **{key: real(scaling, key) for key in (
+                "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}}
+        normal["rope_factors"] = kind == "llama3" or "rope_freqs.weight" in shapes
+        return normal
+
+    def derived(self, config: Config) -> Mapping[str, Tensor]:
+        if not config["rope_factors"] or config["rope_scaling"] is None:
+            return {}
+        import numpy as np
+        from bestiary.tensor import ArrayTensor
+
+        scaling, count = config["rope_scaling"], config["head_dim"]
+        low, high, factor = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["factor"]
+        length = 2 * math.pi * config["rope_theta"] ** (2 * np.arange(count // 2) / count)  # wavelengths in tokens
+        smooth = np.clip((scaling["original_max_position_embeddings"] / length - low) / (high - low), 0, 1)
+        return {"rope_freqs.weight": ArrayTensor((1 / ((1 - smooth) / factor + smooth)).astype(np.float32))}
+
+    def graph(self, config: Config, context: int) -> Graph:
+        g = Trace()
+        c = config
+        heads, kv_heads, d, eps = c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"], c["rms_norm_eps"]
+
+        def linear(x: Any, name: str, width: int, bias: bool) -> Any:
+            return g.linear(x, f"{name}.weight", width, bias=f"{name}.bias" if bias else None)
+
+        def rope(x: Any) -> Any:
+            return g.rope(x, d, c["rope_theta"], scaling=1 / (c["rope_factor"] or 1),
+                          factors="rope_freqs.weight" if c["rope_factors"] else None)
+
+        x = g.embed("token_embd.weight", c["vocab_size"], c["hidden_size"])
+        for i in g.layers(c["num_hidden_layers"]):
+            blk, bias = f"blk.{i}", c["attention_bias"]
+            h = g.rms_norm(x, f"{blk}.attn_norm.weight", eps)
+            q = rope(linear(h, f"{blk}.attn_q", heads * d, bias))
+            k = rope(linear(h, f"{blk}.attn_k", kv_heads * d, bias))
+            v = linear(h, f"{blk}.attn_v", kv_heads * d, bias)
+            a = g.attention(q, k, v, heads, kv_heads)
+            x = g.add(x, linear(a, f"{blk}.attn_output", c["hidden_size"], bias))
+            h, bias = g.rms_norm(x, f"{blk}.ffn_norm.weight", eps), c["mlp_bias"]
+            gate = g.silu(linear(h, f"{blk}.ffn_gate", c["intermediate_size"], bias))
+            h = g.mul(gate, linear(h, f"{blk}.ffn_up", c["intermediate_size"], bias))
+            x = g.add(x, linear(h, f"{blk}.ffn_down", c["hidden_size"], bias))
+        h = g.rms_norm(x, "output_norm.weight", eps)
+        output = "token_embd.weight" if c["tie_word_embeddings"] else "output.weight"
+        return g.finish(g.linear(h, output, c["vocab_size"]), hidden=h)
+
+    def example_config(self) -> dict[str, Any]:
+        return {"model_type": "llama", "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 2,
+                "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 199, "max_position_embeddings": 128}

@@ -1,0 +1,1 @@
+"""Built-in loaders and writers, one file a format."""

@@ -1,0 +1,92 @@
+"""The codes of GGUF: kinds of metadata values, types of tensors, types of files.
+
+Source: ggml's docs/gguf.md and gguf.h; sizes as in the `gguf` package, which the tests compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bestiary.encoding import PLAIN, Encoding
+from bestiary.errors import BestiaryError
+
+MAGIC = b"GGUF"
+DEFAULT_ALIGNMENT = 32
+LARGEST_ALIGNMENT = 1 << 16
+
+SCALARS = {0: ("u8", "<u1"), 1: ("i8", "<i1"), 2: ("u16", "<u2"), 3: ("i16", "<i2"), 4: ("u32", "<u4"), 5: ("i32", "<i4"),
+           6: ("f32", "<f4"), 7: ("bool", "<u1"), 10: ("u64", "<u8"), 11: ("i64", "<i8"), 12: ("f64", "<f8")}
+"""Code of a metadata value -> (kind, numpy's type for it)."""
+STRING, ARRAY = 8, 9
+KIND_CODES = {**{kind: code for code, (kind, _) in SCALARS.items()}, "str": STRING}
+DTYPES = {kind: np.dtype(dtype) for kind, dtype in SCALARS.values()}
+
+
+class TensorType(NamedTuple):
+    """A tensor's type: its name here (llama.cpp's in lower case), weights and bytes of a block."""
+
+    name: str
+    block_size: int
+    block_bytes: int
+
+    @property
+    def spelling(self) -> str:
+        """llama.cpp's name."""
+        return self.name[:-2] + "_K" if self.name.endswith("_k") else self.name
+
+
+TENSOR_TYPES = {code: TensorType(*row) for code, row in {
+    0: ("f32", 1, 4), 1: ("f16", 1, 2), 2: ("q4_0", 32, 18), 3: ("q4_1", 32, 20), 6: ("q5_0", 32, 22), 7: ("q5_1", 32, 24),
+    8: ("q8_0", 32, 34), 9: ("q8_1", 32, 40), 10: ("q2_k", 256, 84), 11: ("q3_k", 256, 110), 12: ("q4_k", 256, 144),
+    13: ("q5_k", 256, 176), 14: ("q6_k", 256, 210), 15: ("q8_k", 256, 292), 16: ("iq2_xxs", 256, 66),
+    17: ("iq2_xs", 256, 74), 18: ("iq3_xxs", 256, 98), 19: ("iq1_s", 256, 50), 20: ("iq4_nl", 32, 18),
+    21: ("iq3_s", 256, 110), 22: ("iq2_s", 256, 82), 23: ("iq4_xs", 256, 136), 24: ("i8", 1, 1), 25: ("i16", 1, 2),
+    26: ("i32", 1, 4), 27: ("i64", 1, 8), 28: ("f64", 1, 8), 29: ("iq1_m", 256, 56), 30: ("bf16", 1, 2),
+    34: ("tq1_0", 256, 54), 35: ("tq2_0", 256, 66), 39: ("mxfp4", 32, 17), 40: ("nvfp4", 64, 36), 41: ("q1_0", 128, 18),
+}.items()}
+"""Every type code there is. One is read and written as soon as an encoding of its name and sizes is there."""
+TENSOR_CODES = {kind.name: code for code, kind in TENSOR_TYPES.items()}
+
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 12, "q4_k": 15,
+              "q5_k": 17, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38}
+"""The encoding that most weights have -> general.file_type, a number space of its own."""
+
+
+def decode_i8(rows: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
+    """Bytes as the integers they are."""
+    return rows.view(np.int8).astype(np.float32)
+
+
+I8 = Encoding("i8", 1, (1,), decoder=decode_i8)
+"""Raw bytes: what planes of foreign encodings are stored as."""
+
+
+OWN = {**PLAIN, I8.name: I8}
+
+
+def encoding_of(code: int, known: Mapping[str, Encoding], what: str) -> Encoding:
+    """The encoding of a type code, among those `known` by name. Raises BestiaryError, naming `what` has that type."""
+    kind = TENSOR_TYPES.get(code)
+    encoding = None if kind is None else OWN.get(kind.name) or known.get(kind.name)
+    if kind is None or encoding is None:
+        shown = f"of the unknown type {code}" if kind is None else f"{kind.spelling}, which is not read yet"
+        readable = ", ".join(kind.spelling for kind in TENSOR_TYPES.values() if kind.name in OWN or kind.name in known)
+        raise BestiaryError(f"{what} is {shown}; known: {readable}")
+    if (encoding.block_size, encoding.block_bytes) != (kind.block_size, (kind.block_bytes,)):
+        raise BestiaryError(f"{what} is {kind.spelling}, in blocks of {kind.block_size} weights and {kind.block_bytes} "
+                            f"bytes; the encoding of that name here has {encoding.block_size} and "
+                            f"{', '.join(map(str, encoding.block_bytes))}")
+    return encoding
+
+
+def code_of(encoding: Encoding) -> int | None:
+    """The type code of an encoding; None for one that GGUF has no code for."""
+    code = TENSOR_CODES.get(encoding.name)
+    if code is None or (encoding.block_size, encoding.block_bytes) != (
+            TENSOR_TYPES[code].block_size, (TENSOR_TYPES[code].block_bytes,)):
+        return None
+    return code

@@ -1,0 +1,167 @@
+"""Tokenizer material in GGUF's metadata: the arrays that llama.cpp reads, and the original files beside them.
+
+Source: llama.cpp src/llama-vocab.cpp for names and defaults.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from bestiary.checkpoint import TokenizerMaterial, Vocabulary
+from bestiary.errors import BestiaryError
+
+from bestiary_plugins.loaders.gguf_header import Metadata
+from bestiary_plugins.loaders.vocabulary_arrays import Arrays, arrays_of
+
+ALGORITHMS = {"llama": "bpe", "gpt2": "bytes", "t5": "unigram"}
+MODELS = {algorithm: model for model, algorithm in ALGORITHMS.items()}
+NO_TOKENIZER = ("none", "no_vocab")
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "llama": {"bos": 1, "eos": 2, "unknown": 0, "add_bos": True, "space_prefix": True}, "t5": {"space_prefix": True}}
+"""What llama.cpp takes where a file says nothing."""
+PRE_ADDS_BOS = ("llama3", "llama-v3", "llama-bpe", "tekken")
+ENDS = (b"<|eot_id|>", b"<|eom_id|>", b"<|im_end|>", b"<end_of_turn>", b"<|end|>", b"<EOT>")
+"""Control tokens that end a turn; files rarely name their ids."""
+UNKNOWN, CONTROL, UNUSED = 2, 3, 5
+PAD_SCORE = -10000.0
+
+FILE_KEY = "bestiary.file."
+ENDS_KEY = "bestiary.ends"
+# An array of (form, content), since a reader of GGUF shows plain strings to people, and the `gguf` package needs
+# seconds for the same bytes as an array of numbers.
+
+
+def read_material(metadata: Metadata) -> TokenizerMaterial:
+    """Everything the metadata says about the tokenizer."""
+    files = read_files(metadata)
+    model = metadata.text("tokenizer.ggml.model")
+    template = metadata.text("tokenizer.chat_template")
+    if model is None or model in NO_TOKENIZER:
+        return TokenizerMaterial(files=files, chat_template=template)
+    if model not in ALGORITHMS:
+        raise metadata.wrong("tokenizer.ggml.model", f"is {model!r}, which is not read; known: {', '.join(ALGORITHMS)}")
+    pieces = metadata.strings("tokenizer.ggml.tokens")
+    if pieces is None:
+        raise metadata.wrong("tokenizer.ggml.tokens", "is missing")
+    if not files.keys() & {"tokenizer.model", "tokenizer.json"} and "tokenizer.ggml.precompiled_charsmap" in metadata:
+        raise metadata.wrong("tokenizer.ggml.precompiled_charsmap", "is not read; the ids would be wrong without it")
+    kinds = per_piece(metadata, "tokenizer.ggml.token_type", metadata.integers("tokenizer.ggml.token_type"), pieces)
+    scores = per_piece(metadata, "tokenizer.ggml.scores", metadata.reals("tokenizer.ggml.scores"), pieces)
+    default = DEFAULTS.get(model, {})
+
+    def token(name: str) -> int | None:
+        given = metadata.integer(f"tokenizer.ggml.{name}_token_id", high=len(pieces) - 1)
+        usual: int | None = default.get(name)
+        return usual if given is None and usual is not None and usual < len(pieces) else given
+
+    pre = metadata.text("tokenizer.ggml.pre") or ""
+    prefix = metadata.flag("tokenizer.ggml.add_space_prefix")
+    vocabulary = Vocabulary(
+        ALGORITHMS[model], pieces, scores, kinds, metadata.texts("tokenizer.ggml.merges") or (), pre,
+        default.get("space_prefix", False) if prefix is None else prefix, token("unknown"))
+    add_bos = metadata.flag("tokenizer.ggml.add_bos_token")
+    if add_bos is None:
+        add_bos = True if model == "gpt2" and pre in PRE_ADDS_BOS else default.get("add_bos")
+    bos, eos = token("bos"), token("eos")
+    named = [token("eot"), token("eom"), *(metadata.integers(ENDS_KEY) or ())]
+    spelled = [i for i, piece in enumerate(pieces) if piece in ENDS and kinds and kinds[i] == CONTROL]
+    ends = tuple(dict.fromkeys(i for i in (eos, *named, *spelled) if i is not None))
+    if any(not 0 <= i < len(pieces) for i in ends):
+        raise metadata.wrong(ENDS_KEY, f"holds {', '.join(map(str, ends))}; the vocabulary has {len(pieces)} pieces")
+    return TokenizerMaterial(
+        files=files, vocabulary=vocabulary, bos=bos, eos=eos,
+        add_bos=add_bos, add_eos=metadata.flag("tokenizer.ggml.add_eos_token"), ends=ends, chat_template=template)
+
+
+def per_piece(metadata: Metadata, key: str, values: list[Any] | None, pieces: list[bytes]) -> list[Any]:
+    if values is not None and len(values) != len(pieces):
+        raise metadata.wrong(key, f"has {len(values)} entries; tokenizer.ggml.tokens has {len(pieces)}")
+    return values or []
+
+
+def read_files(metadata: Metadata) -> dict[str, bytes]:
+    """The original files that the metadata carries."""
+    files = {}
+    for key in metadata:
+        if key.startswith(FILE_KEY):
+            parts = metadata.strings(key) or []
+            if len(parts) != 2 or parts[0] not in (b"text", b"base64"):
+                raise metadata.wrong(key, 'must hold two strings, "text" or "base64" and the content')
+            try:
+                content = parts[1] if parts[0] == b"text" else base64.b64decode(parts[1], validate=True)
+            except binascii.Error:
+                raise metadata.wrong(key, "is no base64") from None
+            files[key.removeprefix(FILE_KEY)] = content
+    return files
+
+
+def write_files(material: TokenizerMaterial) -> dict[str, tuple[str, Any]]:
+    """Metadata key -> (kind, value) for the original files."""
+    keys: dict[str, tuple[str, Any]] = {}
+    for name, content in material.files.items():
+        try:
+            content.decode()
+            keys[FILE_KEY + name] = ("str[]", [b"text", content])
+        except UnicodeDecodeError:
+            keys[FILE_KEY + name] = ("str[]", [b"base64", base64.b64encode(content)])
+    return keys
+
+
+def write_material(material: TokenizerMaterial, config: Mapping[str, Any], rows: int | None,
+                   pre_tokenizers: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, Any]]:
+    """Metadata key -> (kind, value) for the arrays that llama.cpp needs and for the originals.
+
+    rows: of the embedding; the vocabulary is padded to them. pre_tokenizers: name -> patterns, as families know them.
+    Raises BestiaryError where there are more pieces than rows.
+    """
+    keys: dict[str, tuple[str, Any]] = {}
+    arrays = arrays_of(material, pre_tokenizers)
+    if arrays is not None:
+        keys = write_arrays(padded(arrays, rows), material)
+        pad = config.get("pad_token_id", arrays.pad)
+        keys["tokenizer.ggml.padding_token_id"] = ("u32", pad if isinstance(pad, int) and 0 <= pad < (1 << 31) else None)
+    keys["tokenizer.chat_template"] = ("str", material.chat_template or None)
+    keys[ENDS_KEY] = ("u32[]", list(material.ends) or None)
+    return {**{name: entry for name, entry in keys.items() if entry[1] is not None}, **write_files(material)}
+
+
+def padded(arrays: Arrays, rows: int | None) -> Arrays:
+    """With unused pieces up to the rows of the embedding, as llama.cpp wants it."""
+    v, count = arrays.vocabulary, len(arrays.vocabulary.pieces)
+    if rows is None or count == rows:
+        return arrays
+    if count > rows:
+        raise BestiaryError(f"the tokenizer has {count} pieces and the embedding only {rows} rows; they do not belong "
+                            "together")
+    more = rows - count
+    pieces = [*v.pieces, *(f"[PAD{i}]".encode() for i in range(count, rows))]
+    return replace(arrays, vocabulary=replace(
+        v, pieces=pieces, kinds=[*v.kinds, *[UNUSED] * more], scores=[*v.scores, *[PAD_SCORE] * more] if v.scores else ()))
+
+
+def write_arrays(arrays: Arrays, material: TokenizerMaterial) -> dict[str, tuple[str, Any]]:
+    v = arrays.vocabulary
+    others = [i for i in material.ends if i != material.eos and i < len(v.pieces)]
+    eom = [i for i in others if b"eom" in v.pieces[i]]
+    eot = [i for i in others if i not in eom]
+    bytes_level = v.algorithm == "bytes"
+    values = {
+        "model": ("str", MODELS[v.algorithm]),
+        "pre": ("str", (v.pre_tokenizer or "default") if bytes_level else v.pre_tokenizer or None),
+        "tokens": ("str[]", list(v.pieces)),
+        "scores": ("f32[]", list(v.scores) or None),
+        "token_type": ("i32[]", list(v.kinds)),
+        "merges": ("str[]", [merge.encode() for merge in v.merges] if bytes_level else None),
+        "bos_token_id": ("u32", material.bos), "eos_token_id": ("u32", material.eos),
+        "unknown_token_id": ("u32", v.unknown),
+        "eot_token_id": ("u32", eot[0] if eot else None), "eom_token_id": ("u32", eom[0] if eom else None),
+        "add_bos_token": ("bool", material.add_bos), "add_eos_token": ("bool", material.add_eos),
+        "add_space_prefix": ("bool", None if bytes_level and not v.space_prefix else v.space_prefix),
+        "remove_extra_whitespaces": ("bool", arrays.remove_extra_spaces),
+        "precompiled_charsmap": ("u8[]", list(arrays.charsmap) or None),
+    }
+    return {f"tokenizer.ggml.{name}": entry for name, entry in values.items()}

@@ -1,0 +1,219 @@
+"""Writes a canonical checkpoint as GGUF v3, streaming, such that llama.cpp runs it.
+
+It carries the source's config and tokenizer files besides, since GGUF's keys lose some of what they say.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from bestiary.architecture import COMMON_KEYS, Architecture
+from bestiary.checkpoint import CANONICAL, Checkpoint
+from bestiary.encoding import Encoding
+from bestiary.errors import BestiaryError
+from bestiary.files import replacing
+from bestiary.loader import Writer
+from bestiary.tensor import Tensor, chunks
+
+from bestiary_plugins.loaders.gguf import CONFIG_KEY, FILE_FACTS, PLANES_KEY
+from bestiary_plugins.loaders.gguf_config import to_keys
+from bestiary_plugins.loaders.gguf_header import MOST_DIMENSIONS
+from bestiary_plugins.loaders.gguf_layout import describe, plane_name, plane_shape, to_json
+from bestiary_plugins.loaders.gguf_types import (
+    ARRAY,
+    DEFAULT_ALIGNMENT,
+    DTYPES,
+    FILE_TYPES,
+    I8,
+    KIND_CODES,
+    MAGIC,
+    STRING,
+    TENSOR_CODES,
+    TENSOR_TYPES,
+    code_of,
+)
+from bestiary_plugins.loaders.gguf_vocabulary import write_material
+
+if TYPE_CHECKING:
+    from bestiary.backend import Progress
+    from bestiary.host import Host
+
+VERSION = 3
+Keys = dict[str, tuple[str, Any]]
+
+
+class GgufWriter(Writer):
+    """A single .gguf file."""
+
+    name = "gguf"
+    suffix = ".gguf"
+    stem = "ggml-model"  # llama.cpp's
+    rank = 10
+
+    def save(self, checkpoint: Checkpoint, path: Path, host: Host, *, force: bool = False,
+             progress: Progress | None = None) -> None:
+        if checkpoint.naming != CANONICAL:
+            raise BestiaryError(f"GGUF holds canonical tensors, not those of naming {checkpoint.naming!r}")
+        pieces = [piece for name, tensor in checkpoint.tensors.items() for piece in stored(name, tensor)]
+        keys = metadata_of(checkpoint, host)
+        header, places = header_of(keys, pieces)
+        with replacing(path, force) as file:
+            file.write(header)
+            write_data(file, len(header), places, checkpoint.tensors, progress)
+
+
+def stored(name: str, tensor: Tensor) -> list[tuple[str, tuple[int, ...], int]]:
+    """Name, shape and type code of the tensors that a weight becomes: itself, or its planes."""
+    shape = tensor.shape or (1,)
+    if len(shape) > MOST_DIMENSIONS or 0 in shape:
+        raise BestiaryError(f"tensor {name} has shape {list(shape)}; GGUF holds 1 to {MOST_DIMENSIONS} dimensions, none 0")
+    code = code_of(tensor.encoding)
+    if code is not None:
+        return [(name, shape, code)]
+    describe(tensor.encoding)  # raises where it cannot be written
+    return [(plane_name(name, i), plane_shape(tensor, i), TENSOR_CODES[I8.name])
+            for i in range(len(tensor.encoding.block_bytes))]
+
+
+def metadata_of(checkpoint: Checkpoint, host: Host) -> Keys:
+    """All metadata: key -> (kind, value)."""
+    config, tensors = checkpoint.config, checkpoint.tensors
+    family = family_of(checkpoint, host)
+    table = (*COMMON_KEYS, *family.keys)
+    decided = {"general.architecture", "general.name", *FILE_FACTS, *(key.file.format(arch=family.name) for key in table)}
+    keys: Keys = {
+        "general.architecture": ("str", family.name),
+        "general.name": ("str", name_of(checkpoint)),
+        **{key: (kind_of(value), value) for key, value in checkpoint.metadata.items()
+           if key.startswith(("general.", f"{family.name}.")) and key not in decided and kind_of(value) is not None},
+        "general.file_type": ("u32", file_type(tensors)),
+        "general.quantization_version": ("u32", 2),
+        **to_keys(config, table, family.name),
+    }
+    rows = tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else None
+    patterns = {name: rule.patterns for other in host.architectures.values() for name, rule in other.pre_tokenizers.items()}
+    keys |= write_material(checkpoint.tokenizer, config, rows, patterns)
+    keys[CONFIG_KEY] = ("str", json.dumps(config, ensure_ascii=False, default=float))
+    foreign = {name: tensor for name, tensor in tensors.items() if code_of(tensor.encoding) is None}
+    if foreign:
+        keys[PLANES_KEY] = ("str", to_json(encodings_of(foreign), foreign))
+    return {key: entry for key, entry in keys.items() if entry[1] is not None}
+
+
+def family_of(checkpoint: Checkpoint, host: Host) -> Architecture:
+    """The family whose keys are written: the one the checkpoint's GGUF named, else the one that claims it."""
+    named = checkpoint.metadata.get("general.architecture")
+    return host.architecture_of(checkpoint.config, checkpoint.tokenizer,
+                                named if isinstance(named, str) and named in host.architectures else None)
+
+
+def encodings_of(tensors: Mapping[str, Tensor]) -> dict[str, Encoding]:
+    """The encodings by name. Raises BestiaryError where two of them share one."""
+    found: dict[str, Encoding] = {}
+    for name, tensor in tensors.items():
+        if found.setdefault(tensor.encoding.name, tensor.encoding) != tensor.encoding:
+            raise BestiaryError(f"tensor {name} is in another {tensor.encoding.name} than the tensors before it")
+    return found
+
+
+def name_of(checkpoint: Checkpoint) -> str:
+    """What the model is called: as the source says, else like its file or folder."""
+    said = checkpoint.metadata.get("general.name") or checkpoint.config.get("_name_or_path")
+    if isinstance(said, str) and said.strip("/."):
+        return said.rstrip("/").rpartition("/")[2]
+    path = checkpoint.path.absolute()
+    return path.name if path.is_dir() else path.stem
+
+
+def kind_of(value: Any) -> Any:
+    """The kind of metadata that a plain Python value is; None for what cannot be one."""
+    if isinstance(value, list):
+        return "str[]" if value and all(isinstance(item, str) for item in value) else None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "u32" if 0 <= value < 1 << 32 else "i64" if -(1 << 63) <= value < 1 << 63 else None
+    return {bool: "bool", float: "f32", str: "str"}.get(type(value))
+
+
+def file_type(tensors: Mapping[str, Tensor]) -> int | None:
+    """The type that most bytes of matrices have."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors.values():
+        if len(tensor.shape) > 1:
+            sizes[tensor.encoding.name] = sizes.get(tensor.encoding.name, 0) + tensor.nbytes
+    return FILE_TYPES.get(max(sizes, key=sizes.__getitem__)) if sizes else 0
+
+
+def header_of(keys: Keys, pieces: list[tuple[str, tuple[int, ...], int]]) -> tuple[bytes, list[int]]:
+    """The bytes before the data, and where in the file each tensor begins."""
+    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(pieces), len(keys))]
+    for key, (kind, value) in keys.items():
+        parts += [string(key), struct.pack("<I", ARRAY if kind.endswith("[]") else KIND_CODES[kind]),
+                  *packed(kind, value)]
+    offsets, at = [], 0
+    for name, shape, code in pieces:
+        parts += [string(name), struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), code, at)]
+        offsets.append(at)
+        at = aligned(at + size_of(shape, code))
+    header = b"".join(parts)
+    header += bytes(aligned(len(header)) - len(header))
+    return header, [len(header) + offset for offset in offsets]
+
+
+def size_of(shape: tuple[int, ...], code: int) -> int:
+    return prod(shape) // TENSOR_TYPES[code].block_size * TENSOR_TYPES[code].block_bytes
+
+
+def aligned(offset: int) -> int:
+    return -(-offset // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
+
+
+def string(text: str | bytes) -> bytes:
+    data = text.encode() if isinstance(text, str) else text
+    return struct.pack("<Q", len(data)) + data
+
+
+def packed(kind: str, value: Any) -> Iterator[bytes]:
+    """The bytes of a metadata value after its type."""
+    if kind == "str":
+        yield string(value)
+    elif kind == "str[]":
+        yield struct.pack("<IQ", STRING, len(value))
+        yield from map(string, value)
+    elif kind.endswith("[]"):
+        yield struct.pack("<IQ", KIND_CODES[kind[:-2]], len(value))
+        yield np.asarray(value, DTYPES[kind[:-2]]).tobytes()
+    else:
+        yield np.asarray(value, DTYPES[kind]).tobytes()
+
+
+def write_data(file: IO[bytes], end: int, places: list[int], tensors: Mapping[str, Tensor],
+               progress: Progress | None) -> None:
+    """The data of all tensors, each read once by ranges of rows. `end` is where the file ends so far; what lies between
+    tensors becomes zeros."""
+    total, done = sum(tensor.nbytes for tensor in tensors.values()), 0
+    left = iter(places)
+    for name, tensor in tensors.items():
+        sizes = [tensor.row_bytes] if code_of(tensor.encoding) is not None else \
+            list(tensor.encoding.plane_bytes(tensor.columns))
+        starts = [next(left) for _ in sizes]
+        for first, last in chunks(tensor):
+            rows = tensor.read(first, last)
+            if rows.shape != (last - first, sum(sizes)):
+                raise BestiaryError(f"tensor {name} gave bytes of shape {rows.shape} for rows {first} to {last}")
+            column = 0
+            for start, size in zip(starts, sizes, strict=True):
+                file.seek(start + first * size)
+                file.write(np.ascontiguousarray(rows[:, column:column + size]).data)
+                column += size
+            done += rows.nbytes
+            if progress is not None:
+                progress(done, total, name)
+        end = starts[-1] + tensor.rows * sizes[-1]
+    file.truncate(aligned(end))

@@ -1,0 +1,132 @@
+"""Hugging Face folders: config.json, weights in one file or in shards, and the tokenizer's files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bestiary.checkpoint import Checkpoint
+from bestiary.errors import BestiaryError
+from bestiary.files import DataFile
+from bestiary.loader import Loader
+from bestiary.tensor import Tensor
+
+from bestiary_plugins.loaders.git_lfs import is_pointer
+from bestiary_plugins.loaders.safetensors import LARGEST_HEADER, open_safetensors
+from bestiary_plugins.loaders.strict_json import read_object
+from bestiary_plugins.loaders.tokenizer_files import folder_material
+
+if TYPE_CHECKING:
+    from bestiary.host import Host
+
+NAMING = "huggingface"
+
+
+class Weights(NamedTuple):
+    """A kind of weights file: what one of them is called, the index of several, and what reads one."""
+
+    single: str
+    index: str
+    open: Callable[[DataFile], Mapping[str, Tensor]]
+
+
+WEIGHTS = (
+    Weights("model.safetensors", "model.safetensors.index.json", open_safetensors),
+)
+"""In the order of preference."""
+UNREAD = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
+
+
+class HuggingFace(Loader):
+    """A folder, or the safetensors file in one."""
+
+    name = "huggingface"
+
+    def recognise(self, path: Path) -> int:
+        try:
+            if path.is_dir():
+                config = (path / "config.json").is_file()
+                weights = any((path / name).is_file() for kind in WEIGHTS for name in (kind.single, kind.index))
+                return 90 if config and weights else 60 if weights else 50 if config else 0
+            return recognise_file(path)
+        except (OSError, BestiaryError):
+            return 0
+
+    def open(self, path: Path, host: Host) -> Checkpoint:
+        return open_huggingface(path)
+
+
+def recognise_file(path: Path) -> int:
+    """As a loader's `recognise`: a header of JSON at its place makes sure, the name alone does not."""
+    file = DataFile(path)
+    begin = file.read(0, min(9, file.size))
+    if len(begin) == 9 and int.from_bytes(begin[:8], "little") <= min(LARGEST_HEADER, file.size - 8) and begin[8:] == b"{":
+        return 95
+    named = path.suffix == ".safetensors"
+    return 95 if named and is_pointer(file) else 10 * named
+
+
+def open_huggingface(path: Path) -> Checkpoint:
+    """The checkpoint of a folder, or of the one its weights file lies in. Raises BestiaryError for what is missing,
+    damaged or not understood."""
+    folder = path if path.is_dir() else path.parent
+    if not (folder / "config.json").is_file():
+        raise BestiaryError(f"no config.json in {folder}")
+    config = read_object(folder / "config.json")
+    tensors = folder_tensors(folder) if path.is_dir() else file_tensors(path)
+    return Checkpoint(path, config, tensors, NAMING, folder_material(folder), source=(open_huggingface, (path,)))
+
+
+def folder_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder. A single file wins over shards, as in transformers."""
+    for kind in WEIGHTS:
+        if (folder / kind.single).is_file():
+            return dict(kind.open(DataFile(folder / kind.single)))
+        if (folder / kind.index).is_file():
+            return sharded_tensors(folder, kind)
+    found = [name for name in UNREAD if (folder / name).is_file()]
+    if found:
+        raise BestiaryError(f"{folder} has its weights in {found[0]}, which is not read yet; "
+                            f"known: {', '.join(kind.single for kind in WEIGHTS)}, whole or in shards")
+    raise BestiaryError(f"no weights in {folder}: neither {' nor '.join(name for kind in WEIGHTS for name in kind[:2])}")
+
+
+def file_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file that was named; of all shards where it is one."""
+    for kind in WEIGHTS:
+        index = path.parent / kind.index
+        if path.name == kind.index or (index.is_file() and path.name in read_index(index).values()):
+            return sharded_tensors(path.parent, kind)
+    return dict(open_safetensors(DataFile(path)))
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Tensor -> the name of the file it is in: a plain one, so that it lies in the folder itself."""
+    shards: Any = read_object(path).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise BestiaryError(f"{path} has no weight_map")
+    for tensor, shard in shards.items():
+        if not plain_name(shard):
+            raise BestiaryError(f"{path} puts tensor {tensor} into {shard!r:.80}, which is no plain file name")
+    return shards
+
+
+def plain_name(name: Any) -> bool:
+    """Whether it names a file in the same folder on every system."""
+    return isinstance(name, str) and 0 < len(name) <= 255 and not name.startswith(".") and name.isprintable() \
+        and not set(name) & set('/\\:*?"<>|')
+
+
+def sharded_tensors(folder: Path, kind: Weights) -> dict[str, Tensor]:
+    """The tensors that the index lists, in its order."""
+    listed = read_index(folder / kind.index)
+    shards: dict[str, Mapping[str, Tensor]] = {}
+    for shard in dict.fromkeys(listed.values()):
+        if not (folder / shard).is_file():
+            raise BestiaryError(f"shard {shard} is missing from {folder}")
+        shards[shard] = kind.open(DataFile(folder / shard))
+    for tensor, shard in listed.items():
+        if tensor not in shards[shard]:
+            raise BestiaryError(f"{folder / kind.index} lists tensor {tensor} in {shard}, which does not hold it")
+    return {tensor: shards[shard][tensor] for tensor, shard in listed.items()}
