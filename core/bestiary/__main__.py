@@ -1,6 +1,8 @@
 """`python -m bestiary`: the command line."""
 
+import sys
+
 from bestiary.cli.main import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

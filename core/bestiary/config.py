@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -33,8 +32,7 @@ def real(config: Config, key: str, default: float | None = None, low: float = 0.
         value = default
     if value is None:
         raise BestiaryError(f"the config has no {key}")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) \
-            or not low < value <= high:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high:
         raise BestiaryError(f"{key} = {value!r} in the config; it must be a number above {low:g}")
     return float(value)
 
@@ -54,9 +52,9 @@ def one_of(config: Config, key: str, known: Collection[str], default: str) -> st
     value = config.get(key)
     if value is None:
         value = default
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise BestiaryError(f"{key} = {value!r} is not implemented; known: {', '.join(sorted(known))}")
-    return str(value)
+    return value
 
 
 def section(config: Config, key: str) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from bestiary.encoding import Encoding
 from bestiary.errors import BestiaryError
 from bestiary.tensor import Tensor
+
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system without hard links answers (FAT, some of the network and of containers)."""
 
 
 class DataFile:
@@ -82,7 +86,7 @@ class FileTensor(Tensor):
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[IO[bytes]]:
     """A new file that takes the name `path` only once it is complete and on the disk: written under a temporary name
-    beside it, synced, renamed. Raises BestiaryError where `path` cannot be written, or exists and `force` is not set."""
+    beside it, synced, renamed. Raises BestiaryError where `path` cannot be written, or exists and `force` not set."""
     target = Path(path)
     if target.is_dir():
         raise BestiaryError(f"{target} is a folder; name a file")
@@ -104,8 +108,7 @@ def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[IO[
         if force:
             os.replace(temporary, target)
         else:
-            os.link(temporary, target)  # unlike a rename it fails where somebody else was faster
-            os.unlink(temporary)
+            rename_new(temporary, target)
         temporary = ""
         sync_folder(target.parent)
     except FileExistsError:
@@ -116,6 +119,20 @@ def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[IO[
         if temporary:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def rename_new(source: str | os.PathLike[str], target: Path) -> None:
+    """Renames a file; raises FileExistsError where the new name is taken, by whoever was faster."""
+    try:
+        os.link(source, target)  # unlike a rename it fails where the name is taken
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if target.exists():
+            raise FileExistsError(target) from None
+        os.replace(source, target)
+    else:
+        os.unlink(source)
 
 
 def sync_folder(path: Path) -> None:

@@ -52,7 +52,7 @@ class Graph:
         """Two graphs joined by a hidden state: the layers before `layer`, and the rest, which starts with `input`.
         Raises BestiaryError where more than one value crosses the cut."""
         first = [i for i, node in enumerate(self.nodes) if node.layer is not None and node.layer < layer]
-        if not first or len(self.nodes) - 1 == first[-1]:
+        if not first or layer > self.layers or len(self.nodes) - 1 == first[-1]:
             raise BestiaryError(f"a graph of {self.layers} layers cannot be cut before layer {layer}")
         end = first[-1] + 1
         crossing = {i for node in self.nodes[end:] for i in node.inputs if i < end}
@@ -115,9 +115,21 @@ class Trace:
             raise BestiaryError(f"{op} of values that are {a.width} and {b.width} wide")
         return a.width
 
+    def _word(self, what: str, given: str, known: tuple[str, ...]) -> str:
+        if given not in known:
+            raise BestiaryError(f"unknown {what} {given!r}; known: {', '.join(known)}")
+        return given
+
+    def _group(self, x: Value, group: int) -> int:
+        size = group or x.width
+        if x.width % size:
+            raise BestiaryError(f"a norm over groups of {size} in {x.width} columns")
+        return size
+
     def embed(self, weight: str, rows: int, width: int, index: str = "token") -> Value:
         """Row `index` of the weight (rows, width) for each token. index: "token" (its id) or "position"."""
-        return self._node("embed", (), width, {"weight": self._weight(weight, rows, width)}, index=index)
+        return self._node("embed", (), width, {"weight": self._weight(weight, rows, width)},
+                          index=self._word("index", index, ("token", "position")))
 
     def linear(self, x: Value, weight: str, width: int, bias: str | None = None) -> Value:
         """x @ weight.T + bias; weight (width, x.width), bias (width,)."""
@@ -127,13 +139,13 @@ class Trace:
     def rms_norm(self, x: Value, weight: str | None, eps: float, group: int = 0) -> Value:
         """x / sqrt(mean(x ** 2) + eps) * weight, over the whole row, or over groups of `group` columns, which then
         share the weight (group,)."""
-        size = group or x.width
+        size = self._group(x, group)
         return self._node("rms_norm", (x,), x.width, {"weight": weight and self._weight(weight, size)},
                           eps=eps, group=size)
 
     def layer_norm(self, x: Value, weight: str | None, bias: str | None, eps: float, group: int = 0) -> Value:
         """(x - mean) / sqrt(variance + eps) * weight + bias; groups as in rms_norm."""
-        size = group or x.width
+        size = self._group(x, group)
         return self._node("layer_norm", (x,), x.width, {
             "weight": weight and self._weight(weight, size), "bias": bias and self._weight(bias, size)},
             eps=eps, group=size)
@@ -150,8 +162,8 @@ class Trace:
         if x.width % head_dim or count % 2 or count < 2 or start + count > head_dim:
             raise BestiaryError(f"rope over columns {start}..{start + count} of heads of {head_dim} in {x.width}")
         return self._node("rope", (x,), x.width, {"factors": factors and self._weight(factors, count // 2)},
-                          head_dim=head_dim, base=base, start=start, count=count, pairing=pairing, scaling=scaling,
-                          magnitude=magnitude, stream=stream)
+                          head_dim=head_dim, base=base, start=start, count=count, scaling=scaling, stream=stream,
+                          pairing=self._word("pairing", pairing, ("adjacent", "halves")), magnitude=magnitude)
 
     def attention(self, q: Value, k: Value, v: Value, heads: int, kv_heads: int, scale: float | None = None, *,
                   mask: str = "causal", slopes: tuple[float, ...] = (), window: int = 0,
@@ -169,14 +181,17 @@ class Trace:
         if self._layer is None:
             raise BestiaryError("attention stands outside of the layers; its keys would have no place in the cache")
         return self._node("attention", (q, k, v), heads * (v.width // kv_heads), heads=heads, kv_heads=kv_heads,
-                          scale=1 / math.sqrt(q.width // heads) if scale is None else scale, mask=mask, slopes=slopes,
-                          window=window, soft_cap=soft_cap)
+                          scale=1 / math.sqrt(q.width // heads) if scale is None else scale,
+                          mask=self._word("mask", mask, ("causal", "prefix")), slopes=slopes, window=window,
+                          soft_cap=soft_cap)
 
     def moe(self, x: Value, router: str, gate: str, up: str, down: str, *, experts: int, width: int, top_k: int,
             normalise: bool = True) -> Value:
         """The `top_k` experts of each token by softmax(x @ router.T), each down(silu(gate x) * up x), summed with their
         probabilities, which are divided by their sum where `normalise`. gate, up: (experts, width, x.width);
         down: (experts, x.width, width); router: (experts, x.width)."""
+        if not 0 < top_k <= experts:
+            raise BestiaryError(f"{top_k} of {experts} experts a token")
         return self._node("moe", (x,), x.width, {
             "router": self._weight(router, experts, x.width), "gate": self._weight(gate, experts, width, x.width),
             "up": self._weight(up, experts, width, x.width), "down": self._weight(down, experts, x.width, width)},
@@ -188,7 +203,7 @@ class Trace:
 
     def gelu(self, x: Value, form: str = "erf") -> Value:
         """x * Phi(x): exact with form "erf", approximated with form "tanh"."""
-        return self._node("gelu", (x,), x.width, form=form)
+        return self._node("gelu", (x,), x.width, form=self._word("form", form, ("erf", "tanh")))
 
     def add(self, a: Value, b: Value) -> Value:
         """a + b."""

@@ -46,9 +46,11 @@ class LibraryTokenizer(TableTokenizer):
     """Added tokens that are not special are found in every text, as the library does; special ones only where they are
     parsed. Truncation, padding and dropout, which a tokenizer.json may ask for, are for training and switched off."""
 
-    def __init__(self, data: dict[str, Any], text: str, material: TokenizerMaterial) -> None:
-        """data: the tokenizer.json, checked by checked_json; text: the same as it is read by the library."""
-        self._text = text
+    def __init__(self, data: dict[str, Any], text: str, material: TokenizerMaterial,
+                 prefix_space: bool = False) -> None:
+        """data: the tokenizer.json, checked by _checked; text: the same, for the library to read. prefix_space: a
+        text that begins with none gets one, before it is split."""
+        self._text, self._prefix_space = text, prefix_space
         self._library = _loaded(text)
         added = listed_tokens(data)
         with _guarded(WHAT):
@@ -78,9 +80,12 @@ class LibraryTokenizer(TableTokenizer):
         super().__init__(names, table, added, around(
             material, len(names), bos, eos, before, after, [token for token in spelled[1:] if token is not None]))
         # Metaspace of scheme "first" puts its space before the first text only, not before one after a special token
-        self._inner = _loaded(json.dumps(_never_first(data))) if '"first"' in text else self._library
+        splits, inside = data.get("pre_tokenizer"), _never_first(data.get("pre_tokenizer"))
+        self._inner = self._library if inside == splits else _loaded(json.dumps({**data, "pre_tokenizer": inside}))
 
     def _ids(self, text: str, start: bool) -> list[int]:
+        if self._prefix_space and not text.startswith(" "):
+            text = " " + text
         with _guarded("the tokenizer cannot encode this text"):
             ids: list[int] = (self._library if start else self._inner).encode(text, add_special_tokens=False).ids
             if not self._forbidden.isdisjoint(ids):
@@ -174,11 +179,9 @@ def _names(data: Mapping[str, Any], added: Sequence[AddedToken]) -> list[str]:
 
 
 def _never_first(data: Any) -> Any:
-    """The pre-tokenizers and normalizers with Metaspace's scheme "first" as "never"."""
+    """A pre-tokenizer with Metaspace's scheme "first" as "never"."""
     if isinstance(data, list):
         return [_never_first(value) for value in data]
-    if isinstance(data, dict) and "model" in data:
-        return {**data, "pre_tokenizer": _never_first(data.get("pre_tokenizer"))}
     if isinstance(data, dict):
         return {key: "never" if (key, value) == ("prepend_scheme", "first") else _never_first(value)
                 for key, value in data.items()}
@@ -298,18 +301,16 @@ def from_vocabulary(vocabulary: Vocabulary, material: TokenizerMaterial,
     splits = [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
               for pattern in rule.patterns]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    # the space goes before the whole text, before it is split
-    prefix = {"type": "Replace", "pattern": {"Regex": r"\A(?! )(?=[\s\S])"}, "content": " "}
     data = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [_entry(token) for token in added],
-        "normalizer": prefix if rule.prefix_space else None,
+        "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, level]},
         "post_processor": None, "decoder": level,
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                   "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
                   "ignore_merges": rule.ignore_merges, "vocab": entries, "merges": merges},
     }
-    return LibraryTokenizer(data, json.dumps(data), material)
+    return LibraryTokenizer(data, json.dumps(data), material, rule.prefix_space)
 
 
 def _pair(merge: Any) -> tuple[str, str]:

@@ -32,9 +32,9 @@ log = logging.getLogger("bestiary")
 class Model:
     """A checkpoint that is ready to run. A context manager; `close` frees its weights."""
 
-    def __init__(self, checkpoint: Checkpoint, architecture: Architecture, plan: Plan,
+    def __init__(self, checkpoint: Checkpoint, architecture: Architecture, backend: Backend, plan: Plan,
                  tokenizer: Tokenizer | None) -> None:
-        self.checkpoint, self.architecture, self.plan = checkpoint, architecture, plan
+        self.checkpoint, self.architecture, self.backend, self.plan = checkpoint, architecture, backend, plan
         self._tokenizer = tokenizer
         self.engine = Engine(plan, architecture.layout)
 
@@ -43,6 +43,11 @@ class Model:
         """The normalised config, in Hugging Face's key names."""
         return self.checkpoint.config
 
+    def facts(self) -> dict[str, str]:
+        """How it runs: what the backend says of itself, and the threads that were asked for."""
+        asked = {"threads": self.plan.limits.threads, "threads_prefill": self.plan.limits.threads_prefill}
+        return {**self.backend.describe(), **{name: str(count) for name, count in asked.items() if count is not None}}
+
     @property
     def tokenizer(self) -> Tokenizer:
         """Raises BestiaryError where the checkpoint came without one."""
@@ -50,15 +55,15 @@ class Model:
             raise BestiaryError(f"{self.checkpoint.path} has no tokenizer; name one with --tokenizer FILE")
         return self._tokenizer
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """The logits after each token of one sequence, (len(ids), vocabulary)."""
-        return self._forward(ids, "logits")
+    def logits(self, ids: Sequence[int], first: int = 0) -> NDArray[np.float32]:
+        """The logits after each token of one sequence from token `first` on, (len(ids) - first, vocabulary)."""
+        return self._forward(ids, "logits", first)
 
     def hidden(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The last hidden state of each token of one sequence, (len(ids), width)."""
         return self._forward(ids, "hidden")
 
-    def _forward(self, ids: Sequence[int], output: str) -> NDArray[np.float32]:
+    def _forward(self, ids: Sequence[int], output: str, first: int = 0) -> NDArray[np.float32]:
         ids = [int(i) for i in ids]
         if len(ids) > self.plan.limits.context:
             raise BestiaryError(f"{len(ids)} tokens; the context holds {self.plan.limits.context}")
@@ -69,14 +74,17 @@ class Model:
         if len(ids) and (tokens.min() < 0 or tokens.max() >= vocabulary):
             raise BestiaryError(f"a token outside of the model's vocabulary of {vocabulary}")
         width = vocabulary if output == "logits" else self.plan.graph.nodes[self.plan.graph.hidden].width
-        out = np.empty((len(ids), width), np.float32)
+        out = np.empty((max(len(ids) - first, 0), width), np.float32)
         step = self.plan.limits.batch
         for start in range(0, len(ids), step):
             part = slice(start, min(start + step, len(ids)))
             count = part.stop - start
-            out[part] = self.plan.forward(Batch(
+            skipped = min(max(first - start, 0), count)
+            rows = self.plan.forward(Batch(
                 tokens[part].astype(np.int32), positions[:, part], np.zeros(count, np.int32),
-                wanted=np.arange(count, dtype=np.int32), prefixes={0: layout.prefix}), cache, output)
+                wanted=np.arange(skipped, count, dtype=np.int32), prefixes={0: layout.prefix}), cache, output)
+            if skipped < count:
+                out[start + skipped - first:part.stop - first] = rows
         return out
 
     def generate(self, prompt: str | Sequence[int], *, max_tokens: int = -1, temperature: float = 0.8, top_k: int = 40,
@@ -204,13 +212,16 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
         log.warning("the model was made for a context of %d tokens; beyond them it may speak nonsense", made_for)
     if threads is not None and threads < 1:
         raise BestiaryError(f"threads = {threads}; it must be 1 or more")
+    if batch < 1:
+        raise BestiaryError(f"batch = {batch}; it must be 1 or more")
     context = context or made_for
     cache = "f32" if all(tensor.encoding == F32 for tensor in checkpoint.tensors.values()) else "f16"
     limits = Limits(context, sequences, min(batch, context * sequences), threads, threads_prefill,
                     cache_type_k or cache, cache_type_v or cache)
     material = checkpoint.tokenizer if tokenizer is None else host.open(Path(tokenizer)).tokenizer
-    plan = choose_backend(host, backend).compile(graph, checkpoint.tensors, limits, progress=progress)
-    return Model(checkpoint, family, plan, make_tokenizer(material, family, checkpoint.config))
+    runs_on = choose_backend(host, backend)
+    plan = runs_on.compile(graph, checkpoint.tensors, limits, progress=progress)
+    return Model(checkpoint, family, runs_on, plan, make_tokenizer(material, family, checkpoint.config))
 
 
 def choose_backend(host: Host, name: str | None) -> Backend:

@@ -43,7 +43,7 @@ def _file(material: TokenizerMaterial) -> str | None:
     if "tokenizer.json" in files:
         return "tokenizer.json"
     if "tokenizer.model" in files and material.vocabulary is None:
-        raise BestiaryError("tokenizer.model is a list of BPE ranks (Llama 3's tiktoken form), which is not "
+        raise BestiaryError("tokenizer.model is a list of BPE ranks (tiktoken's form), which is not "
                             "implemented; use a folder that has tokenizer.json")
     return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,14 @@ QUANTIZERS: tuple[str, ...] = (
     "quantizers.plain:PlainF32",
     "quantizers.plain:PlainF16",
     "quantizers.plain:PlainBF16",
+    "quantizers.q8_0:QuantizerQ8_0",
+    "quantizers.q4_0:QuantizerQ4_0",
 )
 BACKENDS = (
     "backends.numpy:NumpyBackend",
 )
+
+COMMANDS = {"demo": f"{__name__}.demo.command:demo"}
 
 
 def _made(places: tuple[str, ...]) -> Iterator[Any]:
@@ -62,3 +66,8 @@ def bestiary_quantizers() -> Iterator[Quantizer]:
 @hookimpl
 def bestiary_backends() -> Iterator[Backend]:
     return _made(BACKENDS)
+
+
+@hookimpl
+def bestiary_commands() -> Mapping[str, str]:
+    return COMMANDS

@@ -18,10 +18,10 @@ def convert(
     context: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Checkpoint: a file or a folder.")],
     out: Annotated[str | None, typer.Argument(
-        metavar="[OUT]", help="Output file; by default in SRC's folder, named after its type.", show_default=False)] = None,
+        metavar="[OUT]", help="Output file; by default in SRC's folder, named after its type.")] = None,
     outfile: Annotated[str | None, typer.Option("--outfile", metavar="FILE", help="The same as OUT.")] = None,
     outtype: Annotated[str | None, typer.Option(
-        "--outtype", metavar="TYPE", help="Type of the weights; by default f16, and a quantized SRC's own types.")] = None,
+        "--outtype", metavar="TYPE", help="Type of the weights; by default f16, or a quantized SRC's types.")] = None,
     tokenizer: options.TokenizerFile = None,
     output_format: Annotated[str | None, typer.Option(
         "--format", metavar="NAME", help="Output format; by default by OUT's name.")] = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import io
 import logging
 import os
 import sys
@@ -18,7 +19,9 @@ from typing import Annotated, Any
 import typer
 
 from bestiary import BestiaryError, __version__
+from bestiary.discovery import OWN
 from bestiary.host import Host, HostSettings
+from bestiary.registry import normal
 
 BUILT_IN: Mapping[str, str] = {name: f"bestiary.cli.{name}:{name}" for name in (
     "run", "convert", "quantize", "inspect", "tokenize", "bench", "plugins")}
@@ -34,6 +37,9 @@ SETTINGS: dict[str, Any] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows "?"
+            stream.reconfigure(errors="replace")
     with _log_to_stderr():
         try:
             return _run(given)
@@ -59,7 +65,7 @@ def _run(argv: list[str]) -> int:
             app.command(argv[0])(command(host, argv[0]))
         elif argv != ["--version"]:  # a listing: what stands in the sources is enough
             for name, target in targets(host).items():
-                app.command(name, help=first_line(target) or "")(lambda: None)
+                app.command(name, short_help=first_line(target) or "")(lambda: None)
         context = typer.main.get_command(app).make_context("bestiary", argv or ["--help"], obj=host)
         with context:
             context.command.invoke(context)
@@ -73,7 +79,7 @@ def _run(argv: list[str]) -> int:
         if message is None:
             raise
         where = getattr(error, "ctx", None)
-        path = where.command_path if where else "bestiary"
+        path = where.command_path if where else " ".join(["bestiary", *argv[:1]])
         return _fail(f"{' '.join(message().split())} (see `{path} --help`)", 2)
     return 0
 
@@ -84,7 +90,7 @@ def bestiary(
     plugin: Annotated[list[Path] | None, typer.Option(
         "--plugin", metavar="FILE", help="Load a one-file plugin. With any command; may be repeated.")] = None,
     prefer: Annotated[list[str] | None, typer.Option(
-        "--prefer", metavar="DIST", help="Distribution that wins where two provide one name. With any command.")] = None,
+        "--prefer", metavar="DIST", help="Distribution that wins where two give one name. With any command.")] = None,
 ) -> None:
     """Converts, quantizes and runs large language models on the CPU."""
     if version:
@@ -130,18 +136,24 @@ def targets(host: Host) -> dict[str, str]:
 
 def command(host: Host, name: str) -> Callable[..., Any]:
     """The function of the command. Raises BestiaryError where there is none, or two."""
-    target = BUILT_IN.get(name)
     providers = host.commands.providers(name)
-    if target is not None and providers:
-        raise BestiaryError(f"command {name!r} is built in and provided by "
-                            f"{' and by '.join(str(entry.origin) for entry in providers)} too")
-    if target is None:
-        if not providers:
-            known = sorted(targets(host))
-            close = difflib.get_close_matches(name, known, 1)
-            raise WrongUsage(f"unknown command {name!r}; "
-                             + (f"do you mean {close[0]}?" if close else f"known: {', '.join(known)}"))
+    if name not in BUILT_IN and not providers:
+        known = sorted(targets(host))
+        close = difflib.get_close_matches(name, known, 1)
+        raise WrongUsage(f"unknown command {name!r}; "
+                         + (f"do you mean {close[0]}?" if close else f"known: {', '.join(known)}"))
+    if name not in BUILT_IN:
         target = host.commands[name]
+    elif not providers:
+        target = BUILT_IN[name]
+    else:
+        ways = {OWN: BUILT_IN[name], **{normal(entry.origin.distribution): entry.item for entry in providers}}
+        wanted = [normal(distribution) for distribution in host.settings.prefer]
+        chosen = next((ways[distribution] for distribution in wanted if distribution in ways), None)
+        if chosen is None:
+            raise BestiaryError(f"command {name!r} is built in and provided by {' and by '.join(list(ways)[1:])} too; "
+                                f"choose with {' or '.join(f'--prefer {way}' for way in ways)}")
+        target = chosen
     module, _, function = target.partition(":")
     found: Callable[..., Any] = getattr(import_module(module), function)
     return found

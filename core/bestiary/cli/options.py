@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +13,8 @@ import typer
 
 from bestiary.errors import BestiaryError
 from bestiary.host import Host
+
+log = logging.getLogger("bestiary")
 
 MODEL = "demo"
 """The command whose module brings the model that is run where none is named: its function `model` gives the path."""
@@ -64,3 +68,36 @@ def numbers(text: str, option: str, least: int) -> Sequence[int]:
     if any(number < least for number in found):
         raise BestiaryError(f"{option} {text}: {least} or more is wanted")
     return found
+
+
+def usable(threads: int | None, option: str) -> int | None:
+    """As many threads as asked for, or as CPUs can be used."""
+    from bestiary.readahead import usable_cpus
+
+    have = usable_cpus()
+    if threads is None or threads <= have:
+        return threads
+    log.warning("%s %d: there are %d CPUs to use, so %d threads run", option, threads, have, have)
+    return have
+
+
+def whole(text: str | None) -> int | None:
+    """The number that a backend gives in words, or None."""
+    return int(text) if text is not None and text.isdigit() else None
+
+
+def clean(text: str) -> str:
+    """A text of the command line; bytes that are no UTF-8 become U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def text_of(file: Path) -> str:
+    """The text of a file; - is stdin."""
+    try:
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise BestiaryError(f"cannot read {file}: {error.strerror}") from None
+    try:
+        return data.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise BestiaryError(f"{file} is no UTF-8 text: byte {error.start} is {data[error.start]:#04x}") from None

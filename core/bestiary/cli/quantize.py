@@ -19,7 +19,7 @@ def quantize(
     context: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="IN", help="Checkpoint: a file or a folder.")],
     words: Annotated[list[str], typer.Argument(
-        metavar="[OUT] TYPE", help="Output file, by default beside IN and named after TYPE; a type, by name or number.")],
+        metavar="[OUT] TYPE", help="Output file, by default beside IN, named after TYPE; a type, by name or number.")],
     pure: options.Pure = False,
     requantize: options.Requantize = False,
     force: options.Force = False,

@@ -1,24 +1,199 @@
-"""`bestiary run`: text out of a model."""
+"""`bestiary run`: text out of a model, with the options of old command lines."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bestiary.cli import options
+from bestiary.cli import options, terminal
+from bestiary.cli.session import GIVEN, Session, Turns, reader
+from bestiary.errors import BestiaryError
+
+if TYPE_CHECKING:
+    from bestiary.model import Model
+
+log = logging.getLogger("bestiary")
+
+INSTRUCTION = Turns("\n\n### Instruction:\n\n", "\n\n### Response:\n\n", marker="> ", first=True, whole_lines=False)
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
+NAMES = {"temp": "temperature", "penalty": "penalties"}  # other spellings of samplers
 
 
-def run(context: typer.Context, model: options.Model = None,
-        prompt: Annotated[str, typer.Option("-p", "--prompt")] = "",
-        n: Annotated[int, typer.Option("-n")] = -1,
-        temp: Annotated[float, typer.Option("--temp")] = 0.8, backend: options.Backend = None) -> None:
-    """Let a model continue a text."""
+def run(
+    context: typer.Context,
+    model: options.Model = None,
+    prompt: Annotated[str | None, typer.Option(
+        "-p", "--prompt", metavar="TEXT", help="What the text begins with.")] = None,
+    file: Annotated[Path | None, typer.Option(
+        "-f", "--file", metavar="FILE", help="Read the prompt from a file; - is stdin.")] = None,
+    predict: Annotated[int, typer.Option(
+        "-n", "--n-predict", "--predict", metavar="N",
+        help="Tokens to generate; -1 until the model ends, -2 until the context is full.")] = -1,
+    ctx: options.Context = None,
+    batch: options.BatchSize = 512,
+    threads: options.Threads = None,
+    threads_batch: Annotated[int | None, typer.Option(
+        "-tb", "--threads-batch", metavar="N", help="Threads for prompts; by default as -t.")] = None,
+    seed: Annotated[int | None, typer.Option("-s", "--seed", metavar="N", help="Random seed; -1 draws one.")] = None,
+    temperature: Annotated[float, typer.Option(
+        "--temp", "--temperature", metavar="X", help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option("--top-k", metavar="N", help="Only the N likeliest; 0 is off.")] = 40,
+    top_p: Annotated[float, typer.Option(
+        "--top-p", metavar="X", help="Only the likeliest, up to this sum; 1 is off.")] = 0.95,
+    min_p: Annotated[float, typer.Option(
+        "--min-p", metavar="X", help="Only what is this fraction as likely as the likeliest; 0 is off.")] = 0.05,
+    repeat_penalty: Annotated[float, typer.Option(
+        "--repeat-penalty", metavar="X", help="Divides the logits of recent tokens; 1 is off.")] = 1.0,
+    frequency_penalty: Annotated[float, typer.Option("--frequency-penalty", metavar="X", help="0 is off.")] = 0.0,
+    presence_penalty: Annotated[float, typer.Option("--presence-penalty", metavar="X", help="0 is off.")] = 0.0,
+    repeat_last_n: Annotated[int, typer.Option(
+        "--repeat-last-n", metavar="N", help="Tokens the penalties look at; -1 all.")] = 64,
+    samplers: Annotated[str | None, typer.Option(
+        "--samplers", metavar="NAMES", help='The chain: "penalties;top_k;top_p;min_p;temperature".')] = None,
+    reverse: Annotated[list[str] | None, typer.Option(
+        "-r", "--reverse-prompt", metavar="TEXT", help="Stop here, or with -i let the user go on. Repeatable.")] = None,
+    interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Take turns with the user.")] = False,
+    interactive_first: Annotated[bool, typer.Option(
+        "-if", "--interactive-first", help="The same; the user begins.")] = False,
+    instruct: Annotated[bool, typer.Option(
+        "-ins", "--instruct", help="Take turns: instructions and responses in the form of Alpaca.")] = False,
+    in_prefix: Annotated[str, typer.Option("--in-prefix", metavar="TEXT", help="Put before what the user types.")] = "",
+    in_suffix: Annotated[str, typer.Option("--in-suffix", metavar="TEXT", help="Put after it.")] = "",
+    color: Annotated[bool, typer.Option("--color", help="On a terminal, colour what the model did not say.")] = False,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Never end by itself.")] = False,
+    escape: Annotated[bool, typer.Option("-e", "--escape", help=r"Read \n, \t, \x41 in the texts given.")] = False,
+    no_display_prompt: Annotated[bool, typer.Option("--no-display-prompt", help="Do not print the prompt.")] = False,
+    verbose_prompt: Annotated[bool, typer.Option("--verbose-prompt", help="Show the prompt's tokens first.")] = False,
+    type: options.Type = None,
+    backend: options.Backend = None,
+    cache_type_k: Annotated[str | None, typer.Option(
+        "-ctk", "--cache-type-k", metavar="TYPE", help="Type of the cached keys: f16; f32 for f32 models.")] = None,
+    cache_type_v: Annotated[str | None, typer.Option(
+        "-ctv", "--cache-type-v", metavar="TYPE", help="Type of the cached values.")] = None,
+    memory_f32: Annotated[bool, typer.Option("--memory-f32", help="Both in f32.")] = False,
+    tokenizer: options.TokenizerFile = None,
+    loader: options.Loader = None,
+    architecture: options.Architecture = None,
+    gpu: Annotated[list[str] | None, typer.Option(
+        "-ngl", "--n-gpu-layers", "--gpu-layers", metavar="N", help="Accepted; everything runs on the CPU.")] = None,
+    gpus: Annotated[list[str] | None, typer.Option(
+        "-mg", "--main-gpu", "-ts", "--tensor-split", "-sm", "--split-mode", hidden=True)] = None,
+    memory: Annotated[bool, typer.Option("--mlock", "--mmap", "--no-mmap", "--numa", hidden=True)] = False,
+    keep: Annotated[str | None, typer.Option("--keep", hidden=True)] = None,
+    microbatch: Annotated[int | None, typer.Option("-ub", "--ubatch-size", hidden=True)] = None,
+    quiet: Annotated[bool, typer.Option(
+        "--simple-io", "--log-disable", "--no-warmup", "--no-penalize-nl", "--memory-f16", hidden=True)] = False,
+) -> None:
+    """Let a model continue a text, or talk with it."""
     from bestiary.model import load
+    from bestiary.sampling import CHAIN, Sampling
 
     host = options.host_of(context)
-    with load(options.model_path(host, model), host=host, backend=backend) as loaded:
-        print(prompt, end="", flush=True)
-        for piece in loaded.generate(prompt, max_tokens=n, temperature=temp):
-            print(piece, end="", flush=True)
-        print()
+    read: Callable[[str], str] = unescape if escape else str
+    start = read(prompt_of(prompt, file))
+    interactive = interactive or interactive_first or instruct
+    reverse = [read(text) for text in reverse or ()]
+    if predict < -2:
+        raise BestiaryError(f"-n {predict}; a number of tokens, -1 or -2 is wanted")
+    sampling = Sampling(
+        temperature=temperature, top_k=max(top_k, 0), top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty,
+        frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repeat_last_n=repeat_last_n,
+        seed=None if seed is None or seed < 0 else seed,
+        samplers=sampler_names(samplers) if samplers is not None else CHAIN)
+    for given, line in (
+            (gpu or gpus, "-ngl and the like: this backend has no use for them, everything runs on the CPU"),
+            (memory, "--mlock, --mmap: not needed, weights are always read into memory"),
+            (keep, "--keep: the context is not shifted; where it is full, the text ends"),
+            (microbatch, "-ub: -b is the number of tokens that are computed at once")):
+        if given:
+            log.warning("%s", line)
+    f32 = "f32" if memory_f32 else None
+    started = time.perf_counter()
+    with terminal.progress_bar("loading") as progress:
+        loaded = load(options.model_path(host, model), backend, options.usable(threads, "-t"), ctx or None, type, host,
+                      tokenizer=tokenizer, batch=batch, threads_prefill=options.usable(threads_batch, "-tb"),
+                      cache_type_k=cache_type_k or f32, cache_type_v=cache_type_v or f32, loader=loader,
+                      architecture=architecture, progress=progress)
+    with loaded:
+        seconds = time.perf_counter() - started
+        if verbose_prompt:
+            show_tokens(loaded, start)
+        session = Session(loaded, sampling, max(predict, -1), reverse, ignore_eos, color and sys.stdout.isatty())
+        turns = INSTRUCTION if instruct else Turns(read(in_prefix), read(in_suffix), first=interactive_first)
+        try:
+            speak(session, start, turns if interactive else None, show=not no_display_prompt)
+        except BrokenPipeError:
+            raise
+        except BaseException:  # Ctrl-C is the usual end of a long text
+            figures(session, seconds)
+            raise
+        figures(session, seconds)
+
+
+def speak(session: Session, start: str, turns: Turns | None, show: bool) -> None:
+    """The prompt and what the model makes of it; then, with `turns`, the conversation."""
+    if start or turns is None:
+        session.give(start)
+    if show:
+        session.show(start, GIVEN)
+    if turns is None:
+        try:
+            reason = session.answer()
+        finally:
+            session.show("\n")
+    else:
+        print("Enter hands over to the model, a line's end of \\ continues it; Ctrl-C interrupts, Ctrl-D ends.",
+              file=sys.stderr)
+        reason = session.converse(turns, reader())
+    if reason == "context":
+        log.warning("the context of %d tokens is full; -c N makes it larger", session.model.plan.limits.context)
+
+
+def figures(session: Session, load_seconds: float) -> None:
+    """How long everything took, on stderr."""
+    from bestiary.convert import types
+
+    if not session.figures.prefill_tokens:
+        return
+    model, limits = session.model, session.model.plan.limits
+    counts = types(model.checkpoint)
+    held = sum(entry["bytes"] for entry in counts.values())
+    cache = "/".join(dict.fromkeys((limits.cache_type_k, limits.cache_type_v)))
+    facts = [", ".join([model.backend.name, *(f"{name} {value}" for name, value in model.facts().items())]),
+             f"context {limits.context}", f"cache {cache}"]
+    if session.figures.seed is not None and session.sampling.temperature:
+        facts.append(f"seed {session.figures.seed}")
+    print(f"\nload      {load_seconds:.2f} s, {terminal.size(held)}, {terminal.type_counts(counts)}",
+          *session.figures.lines(), "; ".join(facts), sep="\n", file=sys.stderr)
+
+
+def prompt_of(prompt: str | None, file: Path | None) -> str:
+    """The text of -p or -f."""
+    if file is None:
+        return options.clean(prompt or "")
+    if prompt is not None:
+        raise BestiaryError("two prompts: -p and -f")
+    return options.text_of(file).removesuffix("\n")
+
+
+def unescape(text: str) -> str:
+    r"""Reads \n, \r, \t, \', \", \\ and \xHH; any other backslash stays."""
+    return re.sub(r"\\(?:x([0-9a-fA-F]{2})|([nrt'\"\\]))",
+                  lambda m: chr(int(m[1], 16)) if m[1] else ESCAPES[m[2]], text)
+
+
+def sampler_names(text: str) -> tuple[str, ...]:
+    names = [name.strip().lower().replace("-", "_") for name in re.split("[;,]", text) if name.strip()]
+    return tuple(NAMES.get(name, name) for name in names)
+
+
+def show_tokens(model: Model, text: str) -> None:
+    for token in model.tokenizer.encode(text, bos=True):
+        print(f"{token:>7}  {model.tokenizer.name(token)!r}", file=sys.stderr)

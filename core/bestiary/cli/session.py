@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -50,9 +51,9 @@ class Figures:
         self.reused += generation.reused
 
     def lines(self) -> list[str]:
-        return [f"{name:<9} {count} tokens in {seconds:.2f} s" + (f", {count / seconds:.1f} tokens/s" if seconds else "")
+        return [f"{name:<9} {count} tokens in {seconds:.2f} s, {count / seconds if seconds else 0:.1f} tokens/s"
                 for name, count, seconds in (("prefill", self.prefill_tokens, self.prefill_seconds),
-                                             ("decode", self.decode_tokens, self.decode_seconds))]
+                                             ("decode", self.decode_tokens, self.decode_seconds)) if count]
 
 
 @dataclass
@@ -108,12 +109,13 @@ class Session:
                     self.give(turns.prefix + text + turns.suffix)
                     self.show(turns.suffix)
             users = True
-            self.sampling = replace(self.sampling, seed=None if self.sampling.seed is None else self.sampling.seed + 1)
             try:
                 reason = self.answer()
             except KeyboardInterrupt:
                 self.show("\n")  # the user has something to say
                 continue
+            if self.sampling.seed is not None:  # or every answer would draw the same numbers
+                self.sampling = replace(self.sampling, seed=self.sampling.seed + 1)
             if reason == "context":
                 return reason
             if reason == "end" and self.reverse:
@@ -139,7 +141,8 @@ class Session:
                 return text + "\n" if turns.whole_lines and not line.endswith("/") else text
 
     @contextlib.contextmanager
-    def _typing(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[misc]
+    def _typing(self) -> Iterator[None]:
+        """What the terminal echoes meanwhile has its own colour."""
         if self.color:
             self.show(TYPED)
         try:
@@ -151,6 +154,8 @@ class Session:
 
 def reader() -> Callable[[str], str | None]:
     """Reads lines of stdin: with editing and a history on a terminal, plainly from a pipe."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - importing it is what gives `input` its editing

@@ -51,28 +51,22 @@ def _rich_bar() -> Any:
 
 def size(count: float) -> str:
     """Bytes for people: 3.4 GB."""
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if count < 1000:
-            break
-        count /= 1000
-    else:
-        unit = "TB"
-    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}" if count < 100 else f"{count:.0f} {unit}"
+    return f"{count:.0f} bytes" if count < 1000 else f"{amount(count)}B"
 
 
 def amount(count: float) -> str:
-    """Weights for people: 1.1 G."""
-    for unit in ("", " K", " M"):
-        if count < 1000:
-            return f"{count:.3g}{unit}"
-        count /= 1000
-    return f"{count:.3g} G"
+    """A number for people: 1.1 G."""
+    units = iter((" ", " K", " M", " G"))
+    unit = next(units)
+    while count >= 999.5 and unit != " G":
+        count, unit = count / 1000, next(units)
+    return f"{count:.3g}{unit}" if count < 1000 else f"{count:.0f}{unit}"
 
 
 def type_counts(types: Mapping[str, Mapping[str, Any]]) -> str:
-    """ "q4_0 in 32 tensors, f32 in 11"."""
-    parts = [f"{name} in {entry['tensors']}" for name, entry in types.items()]
-    return ", ".join([f"{parts[0]} tensor{'s' * (types[next(iter(types))]['tensors'] != 1)}", *parts[1:]]) if parts else ""
+    """ "32 tensors q4_0, 11 f32"."""
+    counts = [(name, entry["tensors"]) for name, entry in types.items()]
+    return ", ".join(f"{count} {'tensors ' if i == 0 else ''}{name}" for i, (name, count) in enumerate(counts))
 
 
 def bits_per_weight(types: Mapping[str, Mapping[str, Any]]) -> float:

@@ -40,9 +40,9 @@ class NumpyCache(KVCache):
     def copy(self, source: int, target: int, length: int) -> None:
         if not 0 <= length <= self.lengths[source]:
             raise BestiaryError(f"sequence {source} holds {self.lengths[source]} tokens, not {length}")
-        for (layer, sequence), (k, v) in list(self.rows.items()):
-            if sequence == source:
-                self.rows[layer, target] = k[:length], v[:length]
+        kept = {layer: (k[:length], v[:length]) for (layer, sequence), (k, v) in self.rows.items() if sequence == source}
+        self.rows = {key: rows for key, rows in self.rows.items() if key[1] != target}
+        self.rows.update({(layer, target): rows for layer, rows in kept.items()})
         self.lengths[target] = length
 
     def append(self, layer: int, sequence: int, k: Floats, v: Floats) -> tuple[Floats, Floats]:

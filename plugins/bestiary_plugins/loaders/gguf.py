@@ -13,13 +13,13 @@ from bestiary.errors import BestiaryError
 from bestiary.files import DataFile, FileTensor
 from bestiary.loader import Loader
 from bestiary.tensor import Tensor
-
-from bestiary_plugins.loaders.git_lfs import is_pointer
 from bestiary_plugins.loaders.gguf_config import from_keys
-from bestiary_plugins.loaders.gguf_header import Header, Metadata, Value, read_header
+from bestiary_plugins.loaders.gguf_header import Header, read_header
 from bestiary_plugins.loaders.gguf_layout import join_planes
+from bestiary_plugins.loaders.gguf_metadata import Metadata, Value
 from bestiary_plugins.loaders.gguf_types import MAGIC, encoding_of
 from bestiary_plugins.loaders.gguf_vocabulary import read_material
+from bestiary_plugins.loaders.git_lfs import is_pointer
 from bestiary_plugins.loaders.strict_json import parse_object
 
 if TYPE_CHECKING:
@@ -55,9 +55,10 @@ def open_gguf(path: Path, host: Host) -> Checkpoint:
     file = DataFile(path)
     header = read_header(file)
     metadata = header.metadata
-    if (metadata.integer("split.count") or 1) > 1:
-        raise BestiaryError(f"{path} is one part of a GGUF model that was split into {metadata['split.count'].value} files, "
-                            "which is not read; llama.cpp's `llama-gguf-split --merge` joins them")
+    parts = metadata.integer("split.count") or 1
+    if parts > 1:
+        raise BestiaryError(f"{path} is one part of a GGUF model that was split into {parts} files, which is not read; "
+                            "llama.cpp's `llama-gguf-split --merge` joins them")
     tokenizer = read_material(metadata)
     tensors = read_tensors(file, header, host.encodings)
     return Checkpoint(path, read_config(metadata, tokenizer, tensors, host), tensors, CANONICAL, tokenizer,
@@ -87,7 +88,7 @@ def read_config(metadata: Metadata, tokenizer: TokenizerMaterial, tensors: Mappi
     architecture = metadata.text("general.architecture")
     if architecture is None:
         return base
-    family = host.architectures[architecture] if architecture in host.architectures else None
+    family = host.architectures.get(architecture)
     keys: tuple[Key, ...] = (*COMMON_KEYS, *(family.keys if family else ()))
     config = from_keys(metadata, keys, architecture, base)
     for name, token in (("bos_token_id", tokenizer.bos), ("eos_token_id", tokenizer.eos)):

@@ -1,4 +1,4 @@
-"""The config of a model in GGUF's metadata keys, and back: a walk over the tables of keys that core and families own."""
+"""The config of a model in GGUF's metadata keys, and back, by the tables of keys that core and families own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 
 from bestiary.architecture import Key
 from bestiary.errors import BestiaryError
-
-from bestiary_plugins.loaders.gguf_header import LIMITS, Metadata
+from bestiary_plugins.loaders.gguf_metadata import LIMITS, Metadata
 
 
 def lookup(config: Mapping[str, Any], path: str) -> Any:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from math import isfinite, prod
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from bestiary.encoding import Bits, Encoding, Factor, Layout
 from bestiary.errors import BestiaryError
 from bestiary.tensor import Tensor
-
 from bestiary_plugins.loaders.strict_json import parse_object
 
 MOST_OFFSETS, MOST_PIECES, MOST_PLANES, LARGEST_BLOCK = 1 << 16, 16, 8, 1 << 20
 MOST_CODE_BITS, MOST_FIELD_BITS = 16, 24
+SMALL = (-(1 << 24), 1 << 24)
 NUMBER_BITS = {"f32": 32, "f16": 16, "bf16": 16, "e8m0": 8}
 
 
@@ -36,14 +37,23 @@ def describe(encoding: Encoding) -> dict[str, Any]:
     if encoding.layout is None:
         raise BestiaryError(f"{encoding.name} has no GGUF type code and no layout; it cannot be written as GGUF")
     return {"block_size": encoding.block_size, "block_bytes": list(encoding.block_bytes),
-            "layout": asdict(encoding.layout)}
+            "layout": plain(encoding.layout)}
+
+
+def plain(value: Any) -> Any:
+    """A layout as JSON's own types; fields at their defaults are left out."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclass_fields(value)
+                if getattr(value, field.name) != field.default}
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def to_json(encodings: Mapping[str, Encoding], tensors: Mapping[str, Tensor]) -> str:
     """The metadata value: the encodings by name, and which tensors are in them."""
     return json.dumps({"encodings": {name: describe(encoding) for name, encoding in encodings.items()},
                        "tensors": {name: {"encoding": tensor.encoding.name, "columns": tensor.columns}
-                                   for name, tensor in tensors.items()}}, allow_nan=False, default=float)  # a codebook may hold numpy's numbers
+                                   for name, tensor in tensors.items()}},
+                      allow_nan=False, default=float)  # a codebook may hold numpy's numbers
 
 
 class Fields:
@@ -61,22 +71,22 @@ class Fields:
         if failed is None and self._left:
             raise BestiaryError(f"{self._what} has the unknown field {short(next(iter(self._left)))}")
 
-    def take(self, name: str) -> Any:
-        if name not in self._left:
+    def take(self, name: str, default: Any = ...) -> Any:
+        if name not in self._left and default is ...:
             raise BestiaryError(f"{self._what} has no {name}")
-        return self._left.pop(name)
+        return self._left.pop(name, default)
 
-    def whole(self, name: str, low: int, high: int) -> int:
-        return whole(self.take(name), low, high, f"{self._what}: {name}")
+    def whole(self, name: str, low: int, high: int, default: Any = ...) -> int:
+        return whole(self.take(name, default), low, high, f"{self._what}: {name}")
 
     def array(self, name: str, least: int, most: int, item: Callable[[Any, str], Any]) -> tuple[Any, ...]:
-        value, what = self.take(name), f"{self._what}: {name}"
+        value, what = self.take(name, ... if least else []), f"{self._what}: {name}"
         if not isinstance(value, list) or not least <= len(value) <= most:
             raise BestiaryError(f"{what} is {short(value)}; it must be an array of {least} to {most} entries")
         return tuple(item(entry, what) for entry in value)
 
     def flag(self, name: str) -> bool:
-        value = self.take(name)
+        value = self.take(name, False)
         if not isinstance(value, bool):
             raise BestiaryError(f"{self._what}: {name} is {short(value)}; it must be true or false")
         return value
@@ -114,7 +124,7 @@ def parse_layout(value: Any, what: str, planes: int) -> Layout:
         with Fields(value, at) as fields:
             return Bits(fields.whole("width", 1, 32),
                         fields.array("offsets", 1, MOST_OFFSETS, lambda entry, at: whole(entry, 0, 1 << 32, at)),
-                        fields.whole("stride", 0, 1 << 32), fields.whole("plane", 0, planes - 1))
+                        fields.whole("stride", 0, 1 << 32), fields.whole("plane", 0, planes - 1, 0))
 
     def pieces(fields: Fields, name: str, least: int, most_bits: int) -> tuple[Bits, ...]:
         found = fields.array(name, least, MOST_PIECES, bits)
@@ -130,27 +140,28 @@ def parse_layout(value: Any, what: str, planes: int) -> Layout:
             place = bits(fields.take("at"), f"{at}: at")
             if place.width != NUMBER_BITS[number]:
                 raise BestiaryError(f"{at}: {number} has {NUMBER_BITS[number]} bits, not {place.width}")
-            return Factor(number, place, pieces(fields, "integer", 0, MOST_FIELD_BITS), fields.whole("bias", *SMALL))
+            return Factor(number, place, pieces(fields, "integer", 0, MOST_FIELD_BITS), fields.whole("bias", *SMALL, 0),
+                          fields.flag("signed"))
 
     with Fields(value, f"{what}: layout") as fields:
         codes = pieces(fields, "codes", 1, MOST_CODE_BITS)
-        minimum = fields.take("minimum")
+        minimum = fields.take("minimum", None)
         layout = Layout(
             codes=codes, group=fields.whole("group", 0, LARGEST_BLOCK),
             scale=factor(fields.take("scale"), f"{what}: scale"), signed=fields.flag("signed"),
-            offset=fields.whole("offset", *SMALL), codebook=fields.array("codebook", 0, 1 << MOST_CODE_BITS, finite),
-            zero=pieces(fields, "zero", 0, MOST_FIELD_BITS), zero_bias=fields.whole("zero_bias", *SMALL),
+            offset=fields.whole("offset", *SMALL, 0), codebook=fields.array("codebook", 0, 1 << MOST_CODE_BITS, finite),
+            zero=pieces(fields, "zero", 0, MOST_FIELD_BITS), zero_bias=fields.whole("zero_bias", *SMALL, 0),
             minimum=None if minimum is None else factor(minimum, f"{what}: minimum"),
-            minimum_sign=fields.whole("minimum_sign", -1, 1))
+            minimum_sign=fields.whole("minimum_sign", -1, 1, 1))
     width = sum(piece.width for piece in codes)
     if layout.codebook and len(layout.codebook) != 1 << width:
-        raise BestiaryError(f"{what}: codes of {width} bits need a codebook of {1 << width}, not {len(layout.codebook)}")
+        raise BestiaryError(f"{what}: codes of {width} bits need a codebook of {1 << width}, not "
+                            f"{len(layout.codebook)}")
+    if layout.codebook and layout.signed:
+        raise BestiaryError(f"{what}: codes are places in the codebook; they cannot be signed")
     if not layout.minimum_sign:
         raise BestiaryError(f"{what}: minimum_sign is 0; it must be 1 or -1")
     return layout
-
-
-SMALL = (-(1 << 24), 1 << 24)
 
 
 def check_addresses(encoding: Encoding, columns: int) -> None:
@@ -164,12 +175,12 @@ def check_addresses(encoding: Encoding, columns: int) -> None:
         raise BestiaryError(f"{encoding.name}: the codes of a row of {columns} do not fit into {sum(sizes)} bytes")
     groups = columns // layout.group if layout.group else 1
     factors = [layout.scale, *([layout.minimum] if layout.minimum is not None else [])]
-    per_group = [*layout.zero, *(factor.at for factor in factors), *(piece for factor in factors for piece in factor.integer)]
+    per_group = [*layout.zero, *(field for factor in factors for field in (factor.at, *factor.integer))]
     for field, entries in [*((piece, columns) for piece in layout.codes), *((piece, groups) for piece in per_group)]:
         end = last_bit(field, entries)
         if end > 8 * sizes[field.plane]:
-            raise BestiaryError(f"{encoding.name}: a row of {columns} reaches bit {end} of plane {field.plane}, which has "
-                                f"{8 * sizes[field.plane]}")
+            raise BestiaryError(f"{encoding.name}: a row of {columns} reaches bit {end} of plane {field.plane}, which "
+                                f"has {8 * sizes[field.plane]}")
 
 
 def last_bit(field: Bits, entries: int) -> int:
@@ -189,7 +200,8 @@ class PlanesTensor(Tensor):
         return np.concatenate([plane.read(start, stop) for plane in self._planes], axis=1)
 
 
-def join_planes(text: str, tensors: Mapping[str, Tensor], known: Mapping[str, Encoding], what: str) -> dict[str, Tensor]:
+def join_planes(text: str, tensors: Mapping[str, Tensor], known: Mapping[str, Encoding],
+                what: str) -> dict[str, Tensor]:
     """The tensors of a file with the planes put together that the metadata value `text` describes. An encoding among
     the `known` that has the same description is used in place of it."""
     with Fields(parse_object(text, what, constants=False), what) as fields:
@@ -222,7 +234,7 @@ def join(name: str, encoding: Encoding, columns: int, tensors: dict[str, Tensor]
     """The tensor made of its planes."""
     sizes = encoding.plane_bytes(columns)
     check_addresses(encoding, columns)
-    planes = []
+    planes: list[Tensor] = []
     for i, size in enumerate(sizes):
         plane = tensors.pop(plane_name(name, i), None)
         if plane is None:
@@ -238,8 +250,3 @@ def join(name: str, encoding: Encoding, columns: int, tensors: dict[str, Tensor]
 def plane_shape(tensor: Tensor, plane: int) -> tuple[int, ...]:
     """The shape of a plane's tensor."""
     return (*tensor.shape[:-1], tensor.encoding.plane_bytes(tensor.columns)[plane])
-
-
-def plane_total(tensor: Tensor, plane: int) -> int:
-    """Bytes of a plane."""
-    return prod(plane_shape(tensor, plane))

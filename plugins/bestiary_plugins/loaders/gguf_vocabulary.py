@@ -13,9 +13,11 @@ from typing import Any
 
 from bestiary.checkpoint import TokenizerMaterial, Vocabulary
 from bestiary.errors import BestiaryError
-
-from bestiary_plugins.loaders.gguf_header import Metadata
-from bestiary_plugins.loaders.vocabulary_arrays import Arrays, arrays_of
+from bestiary.sentencepiece_model import CONTROL, UNUSED
+from bestiary.tokenizer_builder import build_tokenizer
+from bestiary.tokenizer_settings import named_token
+from bestiary_plugins.loaders.gguf_metadata import Metadata
+from bestiary_plugins.loaders.vocabulary_arrays import arrays_of, unused
 
 ALGORITHMS = {"llama": "bpe", "gpt2": "bytes", "t5": "unigram"}
 MODELS = {algorithm: model for model, algorithm in ALGORITHMS.items()}
@@ -26,7 +28,6 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 PRE_ADDS_BOS = ("llama3", "llama-v3", "llama-bpe", "tekken")
 ENDS = (b"<|eot_id|>", b"<|eom_id|>", b"<|im_end|>", b"<end_of_turn>", b"<|end|>", b"<EOT>")
 """Control tokens that end a turn; files rarely name their ids."""
-UNKNOWN, CONTROL, UNUSED = 2, 3, 5
 PAD_SCORE = -10000.0
 
 FILE_KEY = "bestiary.file."
@@ -47,8 +48,6 @@ def read_material(metadata: Metadata) -> TokenizerMaterial:
     pieces = metadata.strings("tokenizer.ggml.tokens")
     if pieces is None:
         raise metadata.wrong("tokenizer.ggml.tokens", "is missing")
-    if not files.keys() & {"tokenizer.model", "tokenizer.json"} and "tokenizer.ggml.precompiled_charsmap" in metadata:
-        raise metadata.wrong("tokenizer.ggml.precompiled_charsmap", "is not read; the ids would be wrong without it")
     kinds = per_piece(metadata, "tokenizer.ggml.token_type", metadata.integers("tokenizer.ggml.token_type"), pieces)
     scores = per_piece(metadata, "tokenizer.ggml.scores", metadata.reals("tokenizer.ggml.scores"), pieces)
     default = DEFAULTS.get(model, {})
@@ -62,7 +61,9 @@ def read_material(metadata: Metadata) -> TokenizerMaterial:
     prefix = metadata.flag("tokenizer.ggml.add_space_prefix")
     vocabulary = Vocabulary(
         ALGORITHMS[model], pieces, scores, kinds, metadata.texts("tokenizer.ggml.merges") or (), pre,
-        default.get("space_prefix", False) if prefix is None else prefix, token("unknown"))
+        default.get("space_prefix", False) if prefix is None else prefix, token("unknown"),
+        metadata.raw("tokenizer.ggml.precompiled_charsmap") or b"",
+        metadata.flag("tokenizer.ggml.remove_extra_whitespaces") or False)
     add_bos = metadata.flag("tokenizer.ggml.add_bos_token")
     if add_bos is None:
         add_bos = True if model == "gpt2" and pre in PRE_ADDS_BOS else default.get("add_bos")
@@ -119,49 +120,63 @@ def write_material(material: TokenizerMaterial, config: Mapping[str, Any], rows:
     Raises BestiaryError where there are more pieces than rows.
     """
     keys: dict[str, tuple[str, Any]] = {}
-    arrays = arrays_of(material, pre_tokenizers)
-    if arrays is not None:
-        keys = write_arrays(padded(arrays, rows), material)
-        pad = config.get("pad_token_id", arrays.pad)
-        keys["tokenizer.ggml.padding_token_id"] = ("u32", pad if isinstance(pad, int) and 0 <= pad < (1 << 31) else None)
+    vocabulary = arrays_of(material, pre_tokenizers)
+    if vocabulary is not None:
+        material = material if material.vocabulary is not None else with_roles(material)
+        keys = write_arrays(padded(vocabulary, rows), material, padding_of(material, vocabulary, config))
     keys["tokenizer.chat_template"] = ("str", material.chat_template or None)
     keys[ENDS_KEY] = ("u32[]", list(material.ends) or None)
     return {**{name: entry for name, entry in keys.items() if entry[1] is not None}, **write_files(material)}
 
 
-def padded(arrays: Arrays, rows: int | None) -> Arrays:
+def with_roles(material: TokenizerMaterial) -> TokenizerMaterial:
+    """The material with what its files say about special tokens resolved, by the tokenizer that is made of them."""
+    tokenizer = build_tokenizer(material, {})
+    ends = tuple(dict.fromkeys(i for i in (tokenizer.eos, *material.ends, *sorted(tokenizer.ends)) if i is not None))
+    return replace(material, bos=tokenizer.bos, eos=tokenizer.eos, add_bos=tokenizer.add_bos, add_eos=tokenizer.add_eos,
+                   ends=ends)
+
+
+def padding_of(material: TokenizerMaterial, vocabulary: Vocabulary, config: Mapping[str, Any]) -> int | None:
+    """The id of the padding token, where anything names one that exists."""
+    given, spelled = config.get("pad_token_id"), named_token(material.files, "pad_token")
+    if isinstance(given, int) and not isinstance(given, bool) and 0 <= given < len(vocabulary.pieces):
+        return given
+    pieces = list(vocabulary.pieces)
+    return pieces.index(spelled.encode()) if spelled and spelled.encode() in pieces else None
+
+
+def padded(v: Vocabulary, rows: int | None) -> Vocabulary:
     """With unused pieces up to the rows of the embedding, as llama.cpp wants it."""
-    v, count = arrays.vocabulary, len(arrays.vocabulary.pieces)
+    count = len(v.pieces)
     if rows is None or count == rows:
-        return arrays
+        return v
     if count > rows:
         raise BestiaryError(f"the tokenizer has {count} pieces and the embedding only {rows} rows; they do not belong "
                             "together")
     more = rows - count
-    pieces = [*v.pieces, *(f"[PAD{i}]".encode() for i in range(count, rows))]
-    return replace(arrays, vocabulary=replace(
-        v, pieces=pieces, kinds=[*v.kinds, *[UNUSED] * more], scores=[*v.scores, *[PAD_SCORE] * more] if v.scores else ()))
+    return replace(v, pieces=[*v.pieces, *(unused(i).encode() for i in range(count, rows))],
+                   kinds=[*v.kinds, *[UNUSED] * more], scores=[*v.scores, *[PAD_SCORE] * more] if v.scores else ())
 
 
-def write_arrays(arrays: Arrays, material: TokenizerMaterial) -> dict[str, tuple[str, Any]]:
-    v = arrays.vocabulary
+def write_arrays(v: Vocabulary, material: TokenizerMaterial, padding: int | None) -> dict[str, tuple[str, Any]]:
     others = [i for i in material.ends if i != material.eos and i < len(v.pieces)]
     eom = [i for i in others if b"eom" in v.pieces[i]]
     eot = [i for i in others if i not in eom]
-    bytes_level = v.algorithm == "bytes"
+    byte_level = v.algorithm == "bytes"
     values = {
         "model": ("str", MODELS[v.algorithm]),
-        "pre": ("str", (v.pre_tokenizer or "default") if bytes_level else v.pre_tokenizer or None),
+        "pre": ("str", (v.pre_tokenizer or "default") if byte_level else v.pre_tokenizer or None),
         "tokens": ("str[]", list(v.pieces)),
         "scores": ("f32[]", list(v.scores) or None),
         "token_type": ("i32[]", list(v.kinds)),
-        "merges": ("str[]", [merge.encode() for merge in v.merges] if bytes_level else None),
+        "merges": ("str[]", [merge.encode() for merge in v.merges] if byte_level else None),
         "bos_token_id": ("u32", material.bos), "eos_token_id": ("u32", material.eos),
-        "unknown_token_id": ("u32", v.unknown),
+        "unknown_token_id": ("u32", v.unknown), "padding_token_id": ("u32", padding),
         "eot_token_id": ("u32", eot[0] if eot else None), "eom_token_id": ("u32", eom[0] if eom else None),
         "add_bos_token": ("bool", material.add_bos), "add_eos_token": ("bool", material.add_eos),
-        "add_space_prefix": ("bool", None if bytes_level and not v.space_prefix else v.space_prefix),
-        "remove_extra_whitespaces": ("bool", arrays.remove_extra_spaces),
-        "precompiled_charsmap": ("u8[]", list(arrays.charsmap) or None),
+        "add_space_prefix": ("bool", None if byte_level else v.space_prefix),
+        "remove_extra_whitespaces": ("bool", v.squeeze_spaces or (False if v.algorithm == "unigram" else None)),
+        "precompiled_charsmap": ("u8[]", v.charsmap or None),
     }
     return {f"tokenizer.ggml.{name}": entry for name, entry in values.items()}

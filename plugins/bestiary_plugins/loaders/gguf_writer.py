@@ -20,8 +20,8 @@ from bestiary.encoding import Encoding
 from bestiary.errors import BestiaryError
 from bestiary.files import replacing
 from bestiary.loader import Writer
-from bestiary.tensor import Tensor, chunks
-
+from bestiary.readahead import read_ahead
+from bestiary.tensor import Tensor
 from bestiary_plugins.loaders.gguf import CONFIG_KEY, FILE_FACTS, PLANES_KEY
 from bestiary_plugins.loaders.gguf_config import to_keys
 from bestiary_plugins.loaders.gguf_header import MOST_DIMENSIONS
@@ -73,7 +73,8 @@ def stored(name: str, tensor: Tensor) -> list[tuple[str, tuple[int, ...], int]]:
     """Name, shape and type code of the tensors that a weight becomes: itself, or its planes."""
     shape = tensor.shape or (1,)
     if len(shape) > MOST_DIMENSIONS or 0 in shape:
-        raise BestiaryError(f"tensor {name} has shape {list(shape)}; GGUF holds 1 to {MOST_DIMENSIONS} dimensions, none 0")
+        raise BestiaryError(f"tensor {name} has shape {list(shape)}; GGUF holds 1 to {MOST_DIMENSIONS} dimensions, "
+                            "none of them 0")
     code = code_of(tensor.encoding)
     if code is not None:
         return [(name, shape, code)]
@@ -87,7 +88,8 @@ def metadata_of(checkpoint: Checkpoint, host: Host) -> Keys:
     config, tensors = checkpoint.config, checkpoint.tensors
     family = family_of(checkpoint, host)
     table = (*COMMON_KEYS, *family.keys)
-    decided = {"general.architecture", "general.name", *FILE_FACTS, *(key.file.format(arch=family.name) for key in table)}
+    decided = {"general.architecture", "general.name", *FILE_FACTS,
+               *(key.file.format(arch=family.name) for key in table)}
     keys: Keys = {
         "general.architecture": ("str", family.name),
         "general.name": ("str", name_of(checkpoint)),
@@ -98,8 +100,9 @@ def metadata_of(checkpoint: Checkpoint, host: Host) -> Keys:
         **to_keys(config, table, family.name),
     }
     rows = tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else None
-    patterns = {name: rule.patterns for other in host.architectures.values() for name, rule in other.pre_tokenizers.items()}
-    keys |= write_material(checkpoint.tokenizer, config, rows, patterns)
+    rules = {name: rule.patterns for other in host.architectures.values()
+             for name, rule in other.pre_tokenizers.items()}
+    keys |= write_material(checkpoint.tokenizer, config, rows, rules)
     keys[CONFIG_KEY] = ("str", json.dumps(config, ensure_ascii=False, default=float))
     foreign = {name: tensor for name, tensor in tensors.items() if code_of(tensor.encoding) is None}
     if foreign:
@@ -188,7 +191,7 @@ def packed(kind: str, value: Any) -> Iterator[bytes]:
         yield from map(string, value)
     elif kind.endswith("[]"):
         yield struct.pack("<IQ", KIND_CODES[kind[:-2]], len(value))
-        yield np.asarray(value, DTYPES[kind[:-2]]).tobytes()
+        yield value if isinstance(value, bytes) else np.asarray(value, DTYPES[kind[:-2]]).tobytes()
     else:
         yield np.asarray(value, DTYPES[kind]).tobytes()
 
@@ -198,22 +201,22 @@ def write_data(file: IO[bytes], end: int, places: list[int], tensors: Mapping[st
     """The data of all tensors, each read once by ranges of rows. `end` is where the file ends so far; what lies between
     tensors becomes zeros."""
     total, done = sum(tensor.nbytes for tensor in tensors.values()), 0
-    left = iter(places)
-    for name, tensor in tensors.items():
+    left, parts = iter(places), []  # of each tensor: where each plane begins, and the bytes of its rows
+    for tensor in tensors.values():
         sizes = [tensor.row_bytes] if code_of(tensor.encoding) is not None else \
             list(tensor.encoding.plane_bytes(tensor.columns))
-        starts = [next(left) for _ in sizes]
-        for first, last in chunks(tensor):
-            rows = tensor.read(first, last)
-            if rows.shape != (last - first, sum(sizes)):
-                raise BestiaryError(f"tensor {name} gave bytes of shape {rows.shape} for rows {first} to {last}")
-            column = 0
-            for start, size in zip(starts, sizes, strict=True):
-                file.seek(start + first * size)
-                file.write(np.ascontiguousarray(rows[:, column:column + size]).data)
-                column += size
-            done += rows.nbytes
-            if progress is not None:
-                progress(done, total, name)
-        end = starts[-1] + tensor.rows * sizes[-1]
+        parts.append([(next(left), size) for size in sizes])
+        end = parts[-1][-1][0] + tensor.rows * sizes[-1]
+    names = list(tensors)
+    for index, first, rows in read_ahead(tensors.values()):
+        if rows.ndim != 2 or rows.shape[1] != sum(size for _, size in parts[index]):
+            raise BestiaryError(f"tensor {names[index]} gave bytes of shape {rows.shape} from row {first} on")
+        column = 0
+        for start, size in parts[index]:
+            file.seek(start + first * size)
+            file.write(np.ascontiguousarray(rows[:, column:column + size]).data)
+            column += size
+        done += rows.nbytes
+        if progress is not None:
+            progress(done, total, names[index])
     file.truncate(aligned(end))

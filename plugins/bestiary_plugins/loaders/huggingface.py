@@ -11,7 +11,6 @@ from bestiary.errors import BestiaryError
 from bestiary.files import DataFile
 from bestiary.loader import Loader
 from bestiary.tensor import Tensor
-
 from bestiary_plugins.loaders.git_lfs import is_pointer
 from bestiary_plugins.loaders.safetensors import LARGEST_HEADER, open_safetensors
 from bestiary_plugins.loaders.strict_json import read_object
@@ -27,7 +26,7 @@ class Weights(NamedTuple):
     """A kind of weights file: what one of them is called, the index of several, and what reads one."""
 
     single: str
-    index: str
+    shards: str
     open: Callable[[DataFile], Mapping[str, Tensor]]
 
 
@@ -47,7 +46,7 @@ class HuggingFace(Loader):
         try:
             if path.is_dir():
                 config = (path / "config.json").is_file()
-                weights = any((path / name).is_file() for kind in WEIGHTS for name in (kind.single, kind.index))
+                weights = any((path / name).is_file() for kind in WEIGHTS for name in (kind.single, kind.shards))
                 return 90 if config and weights else 60 if weights else 50 if config else 0
             return recognise_file(path)
         except (OSError, BestiaryError):
@@ -61,7 +60,7 @@ def recognise_file(path: Path) -> int:
     """As a loader's `recognise`: a header of JSON at its place makes sure, the name alone does not."""
     file = DataFile(path)
     begin = file.read(0, min(9, file.size))
-    if len(begin) == 9 and int.from_bytes(begin[:8], "little") <= min(LARGEST_HEADER, file.size - 8) and begin[8:] == b"{":
+    if begin[8:] == b"{" and int.from_bytes(begin[:8], "little") <= min(LARGEST_HEADER, file.size - 8):
         return 95
     named = path.suffix == ".safetensors"
     return 95 if named and is_pointer(file) else 10 * named
@@ -83,20 +82,21 @@ def folder_tensors(folder: Path) -> dict[str, Tensor]:
     for kind in WEIGHTS:
         if (folder / kind.single).is_file():
             return dict(kind.open(DataFile(folder / kind.single)))
-        if (folder / kind.index).is_file():
+        if (folder / kind.shards).is_file():
             return sharded_tensors(folder, kind)
     found = [name for name in UNREAD if (folder / name).is_file()]
     if found:
         raise BestiaryError(f"{folder} has its weights in {found[0]}, which is not read yet; "
                             f"known: {', '.join(kind.single for kind in WEIGHTS)}, whole or in shards")
-    raise BestiaryError(f"no weights in {folder}: neither {' nor '.join(name for kind in WEIGHTS for name in kind[:2])}")
+    names = [name for kind in WEIGHTS for name in (kind.single, kind.shards)]
+    raise BestiaryError(f"no weights in {folder}: neither {' nor '.join(names)}")
 
 
 def file_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file that was named; of all shards where it is one."""
     for kind in WEIGHTS:
-        index = path.parent / kind.index
-        if path.name == kind.index or (index.is_file() and path.name in read_index(index).values()):
+        index = path.parent / kind.shards
+        if path.name == kind.shards or (index.is_file() and path.name in read_index(index).values()):
             return sharded_tensors(path.parent, kind)
     return dict(open_safetensors(DataFile(path)))
 
@@ -120,7 +120,7 @@ def plain_name(name: Any) -> bool:
 
 def sharded_tensors(folder: Path, kind: Weights) -> dict[str, Tensor]:
     """The tensors that the index lists, in its order."""
-    listed = read_index(folder / kind.index)
+    listed = read_index(folder / kind.shards)
     shards: dict[str, Mapping[str, Tensor]] = {}
     for shard in dict.fromkeys(listed.values()):
         if not (folder / shard).is_file():
@@ -128,5 +128,5 @@ def sharded_tensors(folder: Path, kind: Weights) -> dict[str, Tensor]:
         shards[shard] = kind.open(DataFile(folder / shard))
     for tensor, shard in listed.items():
         if tensor not in shards[shard]:
-            raise BestiaryError(f"{folder / kind.index} lists tensor {tensor} in {shard}, which does not hold it")
+            raise BestiaryError(f"{folder / kind.shards} lists tensor {tensor} in {shard}, which does not hold it")
     return {tensor: shards[shard][tensor] for tensor, shard in listed.items()}

@@ -1,6 +1,6 @@
 """safetensors files, read by ranges.
 
-The `safetensors` package is not used: its reader maps the file, and a file truncated while it is mapped ends the process.
+The `safetensors` package is not used: its reader maps the file, and a file truncated while mapped ends the process.
 Source: huggingface/safetensors, README (format) and safetensors/src/tensor.rs (what it refuses is refused here).
 """
 
@@ -16,7 +16,6 @@ from bestiary.encoding import BF16, F16, F32, Encoding
 from bestiary.errors import BestiaryError
 from bestiary.files import DataFile, FileTensor
 from bestiary.tensor import Tensor
-
 from bestiary_plugins.loaders.git_lfs import refuse_pointer
 from bestiary_plugins.loaders.strict_json import parse_object
 
@@ -60,8 +59,9 @@ def open_safetensors(file: DataFile) -> dict[str, Tensor]:
     begin, end = 8 + length, 0
     for entry in entries:
         if entry.start != end:
-            raise BestiaryError(f"{file.path}: tensor {entry.name} begins at {entry.start} of the data, and what is before "
-                                f"it ends at {end}: " + ("they overlap" if entry.start < end else "there is a gap"))
+            why = "they overlap" if entry.start < end else "there is a gap"
+            raise BestiaryError(f"{file.path}: tensor {entry.name} begins at {entry.start} of the data, and what is "
+                                f"before it ends at {end}: {why}")
         file.check(begin + entry.start, entry.stop - entry.start, f"tensor {entry.name}")
         end = entry.stop
     if begin + end != file.size:
@@ -79,7 +79,8 @@ def read_entry(name: str, value: Any, what: str) -> Entry:
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES and dtype not in UNREAD:
         raise BestiaryError(f"{what} is of the unknown type {dtype!r:.40}; known: {', '.join(DTYPES)}")
-    if not isinstance(shape, list) or len(shape) > MOST_DIMENSIONS or not all(whole(size, LARGEST_DIMENSION) for size in shape):
+    if not isinstance(shape, list) or len(shape) > MOST_DIMENSIONS \
+            or not all(whole(size, LARGEST_DIMENSION) for size in shape):
         raise BestiaryError(f"{what} has the shape {shape!r:.60}; it must be at most {MOST_DIMENSIONS} sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(whole(place, 1 << 63) for place in offsets):
         raise BestiaryError(f"{what} has the data_offsets {offsets!r:.60}; they must be two places in the data")

@@ -26,7 +26,7 @@ def parse_object(text: bytes | str, what: str, constants: bool = True) -> dict[s
     except RecursionError:
         raise BestiaryError(f"{what} nests too deeply") from None
     except UnicodeDecodeError as error:
-        raise BestiaryError(f"{what} is no UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from None
+        raise BestiaryError(f"{what} is no UTF-8 text: byte {error.start} is wrong") from None
     except ValueError as error:  # bad syntax, a duplicate key, or a number of more digits than Python converts
         raise BestiaryError(f"{what} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):

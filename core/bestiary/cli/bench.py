@@ -1,0 +1,82 @@
+"""`bestiary bench`: tokens a second."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from bestiary.cli import options, terminal
+from bestiary.errors import BestiaryError
+
+
+def bench(
+    context: typer.Context,
+    model: options.Model = None,
+    prompt: Annotated[str, typer.Option(
+        "-p", "--n-prompt", metavar="N,...", help="Tokens of the prompts; 0 for none.")] = "512",
+    predict: Annotated[str, typer.Option(
+        "-n", "--n-gen", metavar="N,...", help="Tokens to generate; 0 for none.")] = "64",
+    threads: Annotated[str | None, typer.Option("-t", "--threads", metavar="N,...", help="Threads.")] = None,
+    repeats: Annotated[int, typer.Option("-r", "--repetitions", metavar="N", help="Runs of each.")] = 3,
+    depth: Annotated[str, typer.Option(
+        "-d", "--n-depth", metavar="N,...", help="Tokens that are in the context before.")] = "0",
+    sequences: Annotated[int, typer.Option(
+        "--sequences", metavar="N", help="Sequences that are decoded together.")] = 1,
+    batch: options.BatchSize = 512,
+    type: options.Type = None,
+    backend: options.Backend = None,
+    cache_type_k: Annotated[str | None, typer.Option("-ctk", "--cache-type-k", metavar="TYPE")] = None,
+    cache_type_v: Annotated[str | None, typer.Option("-ctv", "--cache-type-v", metavar="TYPE")] = None,
+    as_json: options.Json = False,
+    loader: options.Loader = None,
+    architecture: options.Architecture = None,
+) -> None:
+    """Measure prefill and decode in tokens a second.
+
+    What is printed is the median of several runs.
+    """
+    from bestiary.benchmark import Bench
+    from bestiary.model import load
+    from bestiary.saving import main_type
+
+    host = options.host_of(context)
+    path = options.model_path(host, model)
+    prompts, predicts = options.numbers(prompt, "-p", 0), options.numbers(predict, "-n", 0)
+    depths = options.numbers(depth, "-d", 0)
+    counts = dict.fromkeys(options.usable(count, "-t") for count in options.numbers(threads, "-t", 1)) if threads \
+        else (None,)
+    for option, value in (("-r", repeats), ("--sequences", sequences)):
+        if value < 1:
+            raise BestiaryError(f"{option} {value}: 1 or more is wanted")
+    rows: list[dict[str, Any]] = []
+    for count in counts:
+        longest = max(1, *prompts, *predicts) + max(depths)
+        with terminal.progress_bar("loading") as progress:
+            loaded = load(path, backend, count, longest, type, host, batch=batch, sequences=sequences,
+                          cache_type_k=cache_type_k, cache_type_v=cache_type_v, loader=loader,
+                          architecture=architecture, progress=progress)
+        with loaded:
+            facts = loaded.facts()
+            for place in depths:
+                runner = Bench(loaded, place, sequences)
+                for measured in (*(runner.prefill(n, repeats) for n in prompts if n),
+                                 *(runner.decode(n, repeats) for n in predicts if n)):
+                    rows.append({
+                        "test": measured.test, "tokens": measured.tokens,
+                        "threads": count or options.whole(facts.get("threads")),
+                        "tokens_per_second": measured.tokens_per_second, "runs": list(measured.runs),
+                        "depth": measured.depth, "sequences": measured.sequences, "model": str(path),
+                        "type": main_type(loaded.checkpoint), "backend": loaded.backend.name, "isa": facts.get("isa")})
+    print(json.dumps(rows, indent=2) if as_json else table(rows))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    titles = ["test", "tokens", "depth", "sequences", "threads", "tokens/s", "least", "most"]
+    cells = [[row["test"], str(row["tokens"]), str(row["depth"]), str(row["sequences"]), str(row["threads"] or "-"),
+              f"{row['tokens_per_second']:.1f}", f"{min(row['runs']):.1f}", f"{max(row['runs']):.1f}"] for row in rows]
+    if not rows:
+        return "nothing to measure"
+    isa = f" ({rows[0]['isa']})" if rows[0]["isa"] else ""
+    return f"{rows[0]['model']}: {rows[0]['type']}, {rows[0]['backend']}{isa}\n\n{terminal.table([titles, *cells])}"

@@ -1,0 +1,68 @@
+"""`bestiary inspect`: what a checkpoint is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bestiary.cli import options, terminal
+
+SHOWN = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+         "head_dim", "vocab_size", "max_position_embeddings", "rope_theta", "rope_scaling", "sliding_window",
+         "tie_word_embeddings")
+"""What most people look for in a config; --json has all of it."""
+
+
+def inspect(
+    context: typer.Context,
+    path: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Checkpoint: a file or a folder.")] = None,
+    model: options.Model = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    as_json: options.Json = False,
+    loader: options.Loader = None,
+    architecture: options.Architecture = None,
+) -> None:
+    """Say what a checkpoint is, and what it lacks."""
+    from bestiary import inspection
+
+    host = options.host_of(context)
+    facts = inspection.inspect(options.model_path(host, path or model), host, loader, architecture)
+    print(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else text(facts, tensors))
+
+
+def text(facts: dict[str, Any], tensors: bool) -> str:
+    """The facts for people."""
+    lines = [("format", facts["format"]), ("architecture", facts["architecture"] or "unknown"),
+             ("size", terminal.size(facts["bytes"]))]
+    if name := facts["metadata"].get("general.name"):
+        lines.insert(0, ("name", name))
+    if facts["weights"]:
+        count, held = terminal.amount(facts["weights"]).strip(), terminal.size(facts["weight_bytes"])
+        lines.append(("weights", f"{count}, {held}, {facts['bits_per_weight']:.2f} bits per weight"))
+    lines += [(key, json.dumps(facts["config"][key])) for key in SHOWN if facts["config"].get(key) is not None]
+    lines.append(("tokenizer", tokenizer_line(facts["tokenizer"])))
+    lines.append(("chat template", "yes" if facts["chat_template"] else "none"))
+    lines += [("problem", problem) for problem in facts["problems"]]
+    wide = max(len(key) for key, _ in lines) + 2
+    parts = [facts["path"], *(f"  {key:<{wide}}{value}" for key, value in lines)]
+    if facts["types"]:
+        rows = [["type", "tensors", "weights", "bytes"], *(
+            [kind, str(entry["tensors"]), terminal.amount(entry["weights"]), terminal.size(entry["bytes"])]
+            for kind, entry in facts["types"].items())]
+        parts += ["", terminal.table(rows)]
+    if tensors:
+        rows = [["tensor", "type", "shape"], *(
+            [tensor["name"], tensor["type"], " x ".join(map(str, tensor["shape"]))] for tensor in facts["tensors"])]
+        parts += ["", terminal.table(rows, left=(0, 1, 2))]
+    return "\n".join(parts)
+
+
+def tokenizer_line(tokenizer: dict[str, Any] | None) -> str:
+    if tokenizer is None:
+        return "none"
+    source = ", ".join(tokenizer["files"]) or f"{tokenizer['algorithm']} vocabulary"
+    ends = ", ".join(map(str, tokenizer["ends"])) or "none"
+    return f"{source}; {tokenizer['size']} pieces, bos {tokenizer['bos']}, ends {ends}"

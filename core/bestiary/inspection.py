@@ -1,0 +1,83 @@
+"""What a checkpoint is, from its headers alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from bestiary.architecture import Architecture
+from bestiary.canonical import to_canonical
+from bestiary.checkpoint import Checkpoint
+from bestiary.convert import types
+from bestiary.errors import BestiaryError
+from bestiary.host import Host
+from bestiary.model import make_tokenizer
+from bestiary.saving import size_on_disk
+
+
+def inspect(path: str | os.PathLike[str], host: Host, loader: str | None = None,
+            architecture: str | None = None) -> dict[str, Any]:
+    """Facts as plain values (they can be JSON). What keeps the checkpoint from running stands under "problems"; only
+    what keeps it from being opened raises BestiaryError."""
+    path = Path(path)
+    found = host.recognise(path, loader)
+    checkpoint = found.open(path, host)
+    problems: list[str] = []
+    family: Architecture | None = None
+    config: Any = dict(checkpoint.config)
+    tensors = checkpoint.tensors
+    if config or tensors:
+        try:
+            family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
+            canonical = to_canonical(checkpoint, family)[0]
+            config = dict(canonical.config)
+        except BestiaryError as error:
+            problems.append(str(error))
+    counts = types(checkpoint)
+    weights = sum(entry["weights"] for entry in counts.values())
+    held = sum(entry["bytes"] for entry in counts.values())
+    return {
+        "path": str(path),
+        "format": found.name,
+        "bytes": size_on_disk(path),
+        "architecture": family.name if family else None,
+        "naming": checkpoint.naming,
+        "weights": weights,
+        "weight_bytes": held,
+        "bits_per_weight": 8 * held / weights if weights else None,
+        "types": counts,
+        "config": plain(config),
+        "metadata": plain(dict(checkpoint.metadata)),
+        "tokenizer": _tokenizer(checkpoint, family, config, problems),
+        "chat_template": checkpoint.tokenizer.chat_template is not None,
+        "tensors": [{"name": name, "shape": list(tensor.shape), "type": tensor.encoding.name, "bytes": tensor.nbytes}
+                    for name, tensor in tensors.items()],
+        "problems": problems,
+    }
+
+
+def _tokenizer(checkpoint: Checkpoint, family: Architecture | None, config: Any,
+               problems: list[str]) -> dict[str, Any] | None:
+    material = checkpoint.tokenizer
+    try:
+        tokenizer = make_tokenizer(material, family, config)
+    except BestiaryError as error:
+        problems.append(str(error))
+        return None
+    if tokenizer is None:
+        problems.append("no tokenizer; name one with --tokenizer FILE")
+        return None
+    vocabulary = material.vocabulary
+    return {"files": sorted(material.files), "algorithm": vocabulary.algorithm if vocabulary else None,
+            "size": tokenizer.size, "bos": tokenizer.bos, "eos": tokenizer.eos, "ends": sorted(tokenizer.ends),
+            "add_bos": tokenizer.add_bos, "add_eos": tokenizer.add_eos}
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it; long lists by their length."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value] if len(value) <= 64 else f"{len(value)} values"
+    return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)

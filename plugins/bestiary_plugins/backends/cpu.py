@@ -1,0 +1,198 @@
+"""The cpu backend: graphs run by the compiled kernels, the same bits whatever the threads, the batch or the isa.
+
+Not yet here, and refused by name: the operation moe. Encodings with a codebook, or with an integer zero per group, are
+decoded while loading and kept as 8-bit blocks.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from bestiary.backend import Backend, Batch, KVCache, Limits, Plan, Progress
+from bestiary.errors import BestiaryError
+from bestiary.graph import Graph
+from bestiary.tensor import Tensor
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import bestiary_kernels
+
+    from bestiary_plugins.backends.cpu_lower import Call, Lowered
+    from bestiary_plugins.backends.cpu_pack import Weights
+
+CACHE_TYPES = ("f32", "f16")
+"""Encodings of keys and values. What exceeds f16 becomes infinite."""
+
+
+def _cache_f16(limits: Limits) -> tuple[bool, bool]:
+    for name in (limits.cache_type_k, limits.cache_type_v):
+        if name not in CACHE_TYPES:
+            raise BestiaryError(f"unknown cache type {name!r}; the cpu backend knows: {', '.join(CACHE_TYPES)}")
+    return limits.cache_type_k == "f16", limits.cache_type_v == "f16"
+
+
+class CpuCache(KVCache):
+    """Keys and values in segments of 256 positions, allocated as they fill."""
+
+    def __init__(self, native: bestiary_kernels.Cache) -> None:
+        self.native = native
+
+    def length(self, sequence: int) -> int:
+        return self._checked(self.native.length, sequence)
+
+    def truncate(self, sequence: int, length: int) -> None:
+        self._checked(self.native.truncate, sequence, length)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        self._checked(self.native.copy, source, target, length)
+
+    @property
+    def nbytes(self) -> int:
+        return self.native.nbytes
+
+    @staticmethod
+    def _checked(function: Any, *arguments: int) -> Any:
+        try:
+            return function(*arguments)
+        except ValueError as error:
+            raise BestiaryError(str(error)) from None
+
+
+class CpuPlan(Plan):
+    """A graph as the kernels' list of steps."""
+
+    def __init__(self, graph: Graph, limits: Limits, weights: Weights, program: bestiary_kernels.Program,
+                 lowered: Lowered) -> None:
+        self.graph, self.limits, self.weights = graph, limits, weights
+        self._program: bestiary_kernels.Program | None = program
+        self._lowered = lowered
+        self._prefix = any(node.params.get("mask") == "prefix" for node in graph.nodes if node.op == "attention")
+        self._lock, self._process = threading.Lock(), os.getpid()
+
+    @property
+    def program(self) -> bestiary_kernels.Program:
+        if self._program is None:
+            raise BestiaryError("the plan was closed")
+        return self._program
+
+    def new_cache(self, limits: Limits | None = None) -> CpuCache:
+        from bestiary_kernels import Cache
+
+        limits = limits or self.limits
+        kinds = _cache_f16(limits)
+        if kinds != _cache_f16(self.limits):
+            raise BestiaryError(f"the plan was compiled for a cache of {self.limits.cache_type_k} keys and "
+                                f"{self.limits.cache_type_v} values, not {limits.cache_type_k} and {limits.cache_type_v}")
+        return CpuCache(Cache(self.program, limits.sequences, limits.context, *kinds))
+
+    def forward(self, batch: Batch, cache: KVCache, output: str = "logits") -> NDArray[np.float32]:
+        if not isinstance(cache, CpuCache):
+            raise TypeError("the cache is another backend's")
+        if output not in self._lowered.ends:
+            raise BestiaryError(f"unknown output {output!r}; known: hidden, logits")
+        if self._process != os.getpid():  # after a fork the lock may be held by a thread that is not here
+            self._lock, self._process = threading.Lock(), os.getpid()
+        with self._lock:
+            return self._forward(batch, cache, output)
+
+    def _forward(self, batch: Batch, cache: CpuCache, output: str) -> NDArray[np.float32]:
+        program = self.program
+
+        def ints(values: NDArray[np.int32]) -> NDArray[np.int32]:
+            return np.ascontiguousarray(values, np.int32)
+
+        try:
+            program.begin(cache.native, None if batch.tokens is None else ints(batch.tokens), ints(batch.positions),
+                          ints(batch.sequences), ints(batch.wanted), batch.prefixes if self._prefix else None)
+            for slot in self._lowered.inputs:
+                if batch.hidden is None:
+                    raise BestiaryError("this graph begins with a hidden state, and the batch has none")
+                program.write(slot, np.ascontiguousarray(batch.hidden, np.float32))
+        except ValueError as error:
+            raise BestiaryError(str(error)) from None
+        stop, slot = self._lowered.ends[output]
+        for part in self._lowered.parts[:stop]:
+            if isinstance(part, tuple):
+                program.run(*part)
+            else:
+                self._call(part)
+        result = np.empty((len(batch.wanted), self._width(output)), np.float32)
+        program.read(slot, result)
+        program.commit()
+        return result
+
+    def _width(self, output: str) -> int:
+        return self.graph.nodes[self.graph.hidden if output == "hidden" else self.graph.output].width
+
+    def _call(self, call: Call) -> None:
+        """A plugin's own operation, over copies of its inputs."""
+        arrays = []
+        for slot, width in zip(call.inputs, call.widths, strict=True):
+            arrays.append(np.empty((self.program.rows(slot), width), np.float32))
+            self.program.read(slot, arrays[-1])
+        result = call.function(*arrays, **call.keywords)
+        expected = (self.program.rows(call.out), call.width)
+        if getattr(result, "shape", None) != expected:
+            raise BestiaryError(f"{call.name} returned shape {getattr(result, 'shape', None)}, not {expected}")
+        self.program.write(call.out, np.ascontiguousarray(result, np.float32))
+
+    def close(self) -> None:
+        with self._lock:
+            self._program = None
+
+
+class CpuBackend(Backend):
+    """isa: an instruction set by name, by default BESTIARY_ISA's or the best that runs here."""
+
+    name = "cpu"
+    rank = 10
+
+    def __init__(self, isa: str | None = None) -> None:
+        self._isa = isa
+
+    def available(self) -> str | None:
+        try:
+            import bestiary_kernels  # noqa: F401
+        except ImportError as error:
+            return f"no compiled kernels: {error}"
+        return None
+
+    def isa(self) -> str:
+        """Raises BestiaryError where the one that was asked for does not run here."""
+        from bestiary_kernels import isas
+
+        wanted = self._isa or os.environ.get("BESTIARY_ISA") or isas()[-1]
+        if wanted not in isas():
+            raise BestiaryError(f"the instruction set {wanted!r} does not run here; these do: {', '.join(isas())}")
+        return wanted
+
+    def describe(self) -> Mapping[str, str]:
+        if (reason := self.available()) is not None:
+            return {"unavailable": reason}
+        from bestiary_kernels import isas, usable_threads
+
+        return {"isa": self.isa(), "isas": ", ".join(isas()), "threads": str(usable_threads())}
+
+    def compile(self, graph: Graph, tensors: Mapping[str, Tensor], limits: Limits, *, share: Plan | None = None,
+                progress: Progress | None = None) -> CpuPlan:
+        if (reason := self.available()) is not None:
+            raise BestiaryError(f"the cpu backend does not run here: {reason}")
+        from bestiary_kernels import Program, usable_threads
+
+        from bestiary_plugins.backends.cpu_lower import lower, refuse
+        from bestiary_plugins.backends.cpu_pack import load
+
+        refuse(graph)
+        kinds = _cache_f16(limits)
+        threads = limits.threads or usable_threads()
+        try:
+            program = Program(self.isa(), threads, limits.threads_prefill or threads)
+        except ValueError as error:
+            raise BestiaryError(str(error)) from None
+        weights = load(graph, tensors, max(threads, limits.threads_prefill or threads),
+                       share.weights if isinstance(share, CpuPlan) else None, progress)
+        return CpuPlan(graph, limits, weights, program, lower(graph, weights, program, kinds))

@@ -1,0 +1,178 @@
+"""Weights for the compiled kernels: an encoding's layout in their terms, and loading on all threads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from bestiary.backend import Progress
+from bestiary.encoding import BF16, Bits, Encoding, Factor
+from bestiary.errors import BestiaryError
+from bestiary.graph import Graph
+from bestiary.tensor import Tensor, encode_plain
+from bestiary_kernels import Layout, Matrix, quantize_q8_0
+from numpy.typing import NDArray
+
+from bestiary_plugins.encodings import Q8_0
+
+log = logging.getLogger("bestiary")
+
+CHUNK_BYTES = 4 << 20
+"""What one thread reads at a time."""
+
+
+def why_not(encoding: Encoding) -> str | None:
+    """None where the kernels hold this encoding as it is, or what they lack."""
+    layout = encoding.layout
+    if encoding.number in ("f32", "f16", "bf16"):
+        return None
+    if layout is None:
+        return "it has no layout"
+    if layout.codebook:
+        return "it has a codebook"
+    if layout.zero:
+        return "it has a zero a group"
+    if sum(piece.width for piece in layout.codes) > 8:
+        return "its codes have more than 8 bits"
+    if layout.group % 32 and layout.group != 16:
+        return f"its groups have {layout.group} weights"
+    return None
+
+
+def kernel_layout(encoding: Encoding, columns: int) -> Layout:
+    """The layout in the kernels' terms: every field with its plane's place in the row. Raises BestiaryError where a
+    field leaves its plane; the encoding must be one that the kernels hold."""
+    sizes = encoding.plane_bytes(columns)
+    starts = [0, *accumulate(sizes)]
+    row_bytes = encoding.row_bytes(columns)
+    if encoding.number is not None:
+        return Layout(encoding.number, columns, row_bytes)
+    layout = encoding.layout
+    if layout is None:
+        raise BestiaryError(f"{encoding.name} has no layout")
+
+    def bits(piece: Bits) -> tuple[int, tuple[int, ...], int, int, int]:
+        return piece.width, piece.offsets, piece.stride, starts[piece.plane], sizes[piece.plane]
+
+    def factor(given: Factor) -> tuple[str, Any, Any, int]:
+        return given.number, bits(given.at), tuple(bits(piece) for piece in given.integer), given.bias
+
+    kind = "nibble" if sum(piece.width for piece in layout.codes) <= 4 else "byte"
+    try:
+        return Layout(kind, columns, row_bytes, group=layout.group or columns, codes=[bits(p) for p in layout.codes],
+                      signed=layout.signed, zero=layout.offset, scale=factor(layout.scale),
+                      minimum=factor(layout.minimum) if layout.minimum else None, minimum_sign=layout.minimum_sign)
+    except (ValueError, IndexError) as error:
+        raise BestiaryError(f"encoding {encoding.name}: {error}") from None
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """An embedding that is not packed: rows of bytes, decoded one by one."""
+
+    layout: Layout
+    rows: NDArray[np.uint8]  # (rows, row_bytes)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.rows.nbytes)
+
+
+@dataclass
+class Weights:
+    """What a plan multiplies with, by canonical name. A weight may be held in two forms: `linear` wants it packed, a
+    plugin's operation as numbers."""
+
+    matrices: dict[str, Matrix] = field(default_factory=dict)
+    tables: dict[str, RawRows] = field(default_factory=dict)
+    arrays: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(w.nbytes for held in (self.matrices, self.tables, self.arrays) for w in held.values())
+
+
+def _stored_as(tensor: Tensor, matrix: bool) -> Encoding:
+    """The encoding that the kernels get: the tensor's own, or what its rows are decoded into."""
+    if why_not(tensor.encoding) is None:
+        return tensor.encoding
+    return Q8_0 if matrix and tensor.columns % 32 == 0 else BF16
+
+
+def _read(tensor: Tensor, start: int, stop: int, encoding: Encoding) -> NDArray[np.uint8]:
+    """Rows start..stop-1 as bytes of `encoding`."""
+    if encoding is tensor.encoding:
+        rows = tensor.read(start, stop)
+        if rows.shape != (stop - start, tensor.row_bytes):
+            raise BestiaryError(f"rows {start}..{stop} came as {rows.shape}, not {(stop - start, tensor.row_bytes)}")
+        return np.ascontiguousarray(rows)
+    values = tensor.decode(start, stop)
+    return quantize_q8_0(values) if encoding is Q8_0 else encode_plain(values, encoding)
+
+
+def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weights | None,
+         progress: Progress | None) -> Weights:
+    """Packs what the graph uses, read in pieces by all threads. held: weights of an earlier plan, used again."""
+    packed = {node.weights["weight"] for node in graph.nodes if node.op == "linear"}
+    looked_up = {node.weights["weight"] for node in graph.nodes if node.op == "embed"} - packed
+    numbers = {name for node in graph.nodes for part, name in node.weights.items()
+               if node.op != "embed" and (node.op != "linear" or part == "bias")}
+    weights, held = Weights(), held or Weights()
+    for name, shape in graph.weights.items():
+        if name not in tensors:
+            raise BestiaryError(f"the checkpoint has no tensor {name}")
+        if tuple(tensors[name].shape) != tuple(shape):
+            raise BestiaryError(f"tensor {name} has the shape {tuple(tensors[name].shape)}; the model needs {tuple(shape)}")
+    work: list[tuple[str, int, int, Encoding]] = []
+    warned: set[str] = set()
+    for name in graph.weights:
+        tensor = tensors[name]
+        if name in numbers:
+            weights.arrays[name] = held.arrays[name] if name in held.arrays else np.ascontiguousarray(
+                tensor.array(), np.float32)
+        if name not in packed and name not in looked_up:
+            continue
+        if name in held.matrices:
+            weights.matrices[name] = held.matrices[name]
+            continue
+        if name in held.tables and name in looked_up:
+            weights.tables[name] = held.tables[name]
+            continue
+        encoding = _stored_as(tensor, name in packed)
+        if encoding is not tensor.encoding and tensor.encoding.name not in warned:
+            warned.add(tensor.encoding.name)
+            log.warning("the cpu backend's kernels do not hold %s (%s): such weights are kept as %s", tensor.encoding.name,
+                        why_not(tensor.encoding), encoding.name)
+        layout = kernel_layout(encoding, tensor.columns)
+        if name in packed:
+            weights.matrices[name] = Matrix(layout, tensor.rows)
+        else:
+            weights.tables[name] = RawRows(layout, np.empty((tensor.rows, layout.row_bytes), np.uint8))
+        step = max(1, CHUNK_BYTES // max(1, tensor.row_bytes) // 16) * 16  # whole row groups
+        work += [(name, start, min(start + step, tensor.rows), encoding) for start in range(0, tensor.rows, step)]
+
+    def one(item: tuple[str, int, int, Encoding]) -> int:
+        name, start, stop, encoding = item
+        rows = _read(tensors[name], start, stop, encoding)
+        if name in weights.matrices:
+            weights.matrices[name].pack(rows, start)
+        else:
+            weights.tables[name].rows[start:stop] = rows
+        return rows.nbytes
+
+    total = sum(tensors[name].nbytes for name in {item[0] for item in work})
+    done = 0
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for count in pool.map(one, work):
+            done = min(total, done + count)
+            if progress:
+                progress(done, total, "loading")
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return weights

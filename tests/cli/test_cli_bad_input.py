@@ -1,0 +1,183 @@
+"""Bad input: one line, status 1, nothing half-written under the final name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bestiary_plugins.demo.command import model as demo_model
+
+from .conftest import Cli
+
+
+def wrong_magic(model: Path, folder: Path) -> Path:
+    (folder / "m.gguf").write_bytes(b"GGML" + model.read_bytes()[4:])
+    return folder / "m.gguf"
+
+
+def truncated(model: Path, folder: Path) -> Path:
+    (folder / "m.gguf").write_bytes(model.read_bytes()[:-5000])
+    return folder / "m.gguf"
+
+
+def truncated_header(model: Path, folder: Path) -> Path:
+    (folder / "m.gguf").write_bytes(model.read_bytes()[:300])
+    return folder / "m.gguf"
+
+
+def empty(model: Path, folder: Path) -> Path:
+    (folder / "m.gguf").write_bytes(b"")
+    return folder / "m.gguf"
+
+
+def lfs_pointer(model: Path, folder: Path) -> Path:
+    (folder / "m.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    return folder / "m.gguf"
+
+
+def copy_of_demo(folder: Path) -> Path:
+    return Path(shutil.copytree(demo_model(), folder / "hf"))
+
+
+def lfs_pointer_in_folder(model: Path, folder: Path) -> Path:
+    copy = copy_of_demo(folder)
+    lfs_pointer(model, folder).replace(copy / "model.safetensors")
+    return copy
+
+
+def without_config(model: Path, folder: Path) -> Path:
+    copy = copy_of_demo(folder)
+    (copy / "config.json").unlink()
+    return copy
+
+
+def unknown_architecture(model: Path, folder: Path) -> Path:
+    copy = copy_of_demo(folder)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "architectures": ["Nessie"], "model_type": "nessie"}))
+    return copy
+
+
+def missing_shard(model: Path, folder: Path) -> Path:
+    copy = copy_of_demo(folder)
+    (copy / "model.safetensors").rename(copy / "model-00001-of-00002.safetensors")
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {
+        "model.embed_tokens.weight": "model-00001-of-00002.safetensors",
+        "model.norm.weight": "model-00002-of-00002.safetensors"}}))
+    return copy
+
+
+def wrong_shape(model: Path, folder: Path) -> Path:
+    copy = copy_of_demo(folder)
+    data = (copy / "model.safetensors").read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:8 + length])
+    entry = header["model.norm.weight"]
+    entry["shape"] = [2, entry["shape"][0] // 2]
+    new = json.dumps(header).encode()
+    (copy / "model.safetensors").write_bytes(struct.pack("<Q", len(new)) + new + data[8 + length:])
+    return copy
+
+
+def absent(model: Path, folder: Path) -> Path:
+    return folder / "nothing.gguf"
+
+
+BAD: list[tuple[Callable[[Path, Path], Path], str]] = [
+    (wrong_magic, "m.gguf"), (truncated, "truncated"), (truncated_header, "truncated"), (empty, "empty"),
+    (lfs_pointer, "git lfs pull"), (lfs_pointer_in_folder, "git lfs pull"), (without_config, "config.json"),
+    (unknown_architecture, "llama"), (missing_shard, "model-00002-of-00002.safetensors"), (wrong_shape, "output_norm"),
+    (absent, "does not exist")]
+
+
+@pytest.mark.parametrize(("make", "said"), BAD, ids=[make.__name__ for make, _ in BAD])
+def test_a_bad_checkpoint_is_one_line(cli: Cli, model: Path, tmp_path: Path, make: Callable[[Path, Path], Path],
+                                      said: str) -> None:
+    bad = make(model, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for words in (["run", "-m", bad, "-n", "1"], ["convert", bad, tmp_path / "out.gguf"],
+                  ["quantize", bad, tmp_path / "out.gguf", "q4_0"], ["bench", "-m", bad]):
+        result = cli(*words)
+        assert result.status == 1
+        assert said in result.err
+        assert result.err.count("\n") == 1 and result.err.startswith("bestiary: error: ")
+        assert result.out == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_inspect_says_what_keeps_a_checkpoint_from_running(cli: Cli, model: Path, tmp_path: Path) -> None:
+    result = cli("inspect", unknown_architecture(model, tmp_path))
+    assert result.status == 0
+    assert "Nessie" in result.out and "problem" in result.out
+
+
+def test_an_existing_output_is_refused_before_any_work(cli: Cli, stories: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s.gguf"
+    out.write_text("precious")
+    for words in (["convert", stories, out], ["quantize", stories, out, "q8_0"]):
+        result = cli(*words)
+        assert result.status == 1
+        assert "--force" in result.err and result.err.count("\n") == 1
+    assert out.read_text() == "precious"
+    assert cli("convert", stories, out, "--force").status == 0
+    assert out.read_bytes()[:4] == b"GGUF"
+
+
+def test_an_output_that_cannot_be_written_is_refused(cli: Cli, stories: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for out in (tmp_path / "none" / "s.gguf", tmp_path / "file" / "s.gguf", tmp_path / "folder"):
+        result = cli("convert", stories, out)
+        assert result.status == 1
+        assert result.err.count("\n") == 1
+        assert "folder" in result.err
+
+
+def test_the_input_is_no_output(cli: Cli, model: Path) -> None:
+    before = model.read_bytes()
+    result = cli("quantize", "--force", model, model, "q4_0")
+    assert result.status == 1
+    assert "input itself" in result.err
+    assert model.read_bytes() == before
+
+
+def test_a_conversion_that_fails_midway_leaves_nothing(cli: Cli, model: Path, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    from bestiary import convert
+    from bestiary.errors import BestiaryError
+
+    def fail(self: convert.Quantized, start: int, stop: int) -> np.ndarray:
+        raise BestiaryError("the disk is on fire")
+
+    monkeypatch.setattr(convert.Quantized, "read", fail)
+    result = cli("quantize", model, tmp_path / "out.gguf", "q8_0")
+    assert result.status == 1
+    assert "on fire" in result.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--temp", "-1"], "temperature"), (["--top-p", "1.5"], "top_p"), (["--min-p", "-0.5"], "min_p"),
+    (["--repeat-penalty", "0"], "repeat_penalty"), (["--repeat-last-n", "-2"], "repeat_last_n"), (["-n", "-3"], "-n"),
+    (["-t", "0"], "threads"), (["-c", "-1"], "context"), (["-b", "0"], "batch"), (["-c", "3", "-p", "Far too long"], "3"),
+    (["--samplers", "top_k;magic"], "magic"), (["--backend", "abacus"], "abacus"), (["--type", "q9_9"], "q9_9"),
+    (["--cache-type-k", "q9_9"], "q9_9"), (["-f", "no-such-file"], "no-such-file"), (["-p", "a", "-f", "b"], "two prompts"),
+    (["--loader", "clay-tablet"], "clay-tablet"), (["--architecture", "nessie"], "nessie"),
+    (["--plugin", "no-such-plugin.py"], "no-such-plugin.py"), (["--prefer", "nobody"], "nobody")])
+def test_an_option_out_of_range_is_one_line(cli: Cli, model: Path, words: list[str], said: str) -> None:
+    result = cli("run", "-m", model, *words)
+    assert result.status == 1
+    assert said in result.err
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["-p", "x"], ["-n", "-1"], ["-t", "0"], ["-r", "0"], ["--sequences", "0"], ["-d", "-1"]])
+def test_an_option_of_bench_out_of_range_is_one_line(cli: Cli, model: Path, words: list[str]) -> None:
+    result = cli("bench", "-m", model, *words)
+    assert result.status == 1
+    assert words[0] in result.err and result.err.count("\n") == 1

@@ -1,0 +1,215 @@
+"""Files: reads are checked ranges, and nothing is ever half-written under its final name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bestiary.encoding import BF16, F32
+from bestiary.errors import BestiaryError
+from bestiary.files import DataFile, FileTensor, replacing
+
+
+@pytest.fixture
+def numbers(tmp_path: Path) -> Path:
+    path = tmp_path / "numbers"
+    path.write_bytes(np.arange(60, dtype=np.float32).tobytes())
+    return path
+
+
+def test_a_range_is_read_as_it_stands(numbers: Path) -> None:
+    file = DataFile(numbers)
+    assert file.size == 240
+    assert file.read(4, 8) == np.array([1, 2], np.float32).tobytes()
+    np.testing.assert_array_equal(file.read_array(236, 4).view(np.float32), [59])
+    assert file.read(240, 0) == b""
+
+
+@pytest.mark.parametrize(("offset", "count"), [(0, 241), (240, 1), (241, 0), (-1, 1), (0, -1), (1 << 62, 1),
+                                               (4, 1 << 62), (1 << 70, 1 << 70)])
+def test_a_range_outside_of_the_file_is_refused_before_memory_is_taken(numbers: Path, offset: int, count: int) -> None:
+    file = DataFile(numbers)
+    for read in (file.read, file.read_array):
+        with pytest.raises(BestiaryError, match="the header .* lies outside the file of 240 bytes"):
+            read(offset, count, "the header")
+
+
+@pytest.mark.parametrize("path", ["missing", "", "missing/deeper"])
+def test_what_cannot_be_opened_is_one_line(tmp_path: Path, path: str) -> None:
+    with pytest.raises(BestiaryError, match="cannot read") as caught:
+        DataFile(tmp_path / path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_truncated_while_it_is_read_is_an_error(numbers: Path) -> None:
+    file = DataFile(numbers)
+    os.truncate(numbers, 100)
+    with pytest.raises(BestiaryError, match="ends early"):
+        file.read(0, 240)
+
+
+def test_a_data_file_pickles_as_its_path_and_reads_from_threads(numbers: Path) -> None:
+    file: DataFile = pickle.loads(pickle.dumps(DataFile(numbers)))
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda i: file.read(4 * i, 4), range(60)))
+    assert b"".join(parts) == numbers.read_bytes()
+
+
+def test_a_tensor_of_a_file_reads_its_rows(numbers: Path) -> None:
+    tensor = FileTensor(DataFile(numbers), 8, (2, 3, 4), F32, "blk.0.weight")
+    assert tensor.rows == 6
+    np.testing.assert_array_equal(tensor.array(), np.arange(2, 26, dtype=np.float32).reshape(2, 3, 4))
+    np.testing.assert_array_equal(tensor.decode(5), [[22, 23, 24, 25]])
+    assert tensor.read(3, 3).shape == (0, 16)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 1), (0, 7), (4, 3), (7, 7)])
+def test_rows_that_a_tensor_does_not_have_are_refused(numbers: Path, start: int, stop: int) -> None:
+    tensor = FileTensor(DataFile(numbers), 8, (2, 3, 4), F32, "blk.0.weight")
+    with pytest.raises(IndexError, match="blk.0.weight, which has 6"):
+        tensor.read(start, stop)
+
+
+@pytest.mark.parametrize(("offset", "shape"), [(200, (5, 4)), (-4, (2, 2)), (0, (1 << 40, 1 << 40)), (241, (0, 4))])
+def test_a_tensor_that_lies_outside_of_its_file_is_refused_when_it_is_made(
+        numbers: Path, offset: int, shape: tuple[int, ...]) -> None:
+    with pytest.raises(BestiaryError, match="tensor wq .* lies outside the file"):
+        FileTensor(DataFile(numbers), offset, shape, F32, "wq")
+
+
+def test_a_file_that_shrank_after_its_tensor_was_made_is_an_error(numbers: Path) -> None:
+    tensor = FileTensor(DataFile(numbers), 0, (10, 12), BF16, "wq")
+    os.truncate(numbers, 30)
+    assert tensor.read(0, 1).shape == (1, 24)
+    with pytest.raises(BestiaryError, match="tensor wq ends early"):
+        tensor.read(0, 10)
+
+
+def write(path: Path, text: bytes, **options: Any) -> None:
+    with replacing(path, **options) as file:
+        file.write(text)
+
+
+def test_a_file_appears_complete_and_with_ordinary_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    mask = os.umask(0o022)
+    try:
+        with replacing(path) as file:
+            file.write(b"first ")
+            assert not path.exists()
+            file.write(b"words")
+    finally:
+        os.umask(mask)
+    assert path.read_bytes() == b"first words"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert os.listdir(tmp_path) == ["new"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError, BestiaryError])
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_an_exception_on_the_way_leaves_everything_as_it_was(tmp_path: Path, error: type[BaseException],
+                                                            old: bytes | None) -> None:
+    path = tmp_path / "new"
+    if old is not None:
+        path.write_bytes(old)
+    with pytest.raises((error, BestiaryError)), replacing(path, force=True) as file:
+        file.write(b"half")
+        raise error("in the middle")
+    assert os.listdir(tmp_path) == (["new"] if old is not None else [])
+    if old is not None:
+        assert path.read_bytes() == old
+
+
+def test_an_existing_file_is_replaced_only_by_force(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    path.write_bytes(b"old")
+    with pytest.raises(BestiaryError, match="exists already; --force replaces it"):
+        write(path, b"new")
+    assert path.read_bytes() == b"old"
+    write(path, b"new", force=True)
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def test_a_file_that_somebody_else_made_meanwhile_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    with pytest.raises(BestiaryError, match="exists already"), replacing(path) as file:
+        file.write(b"ours")
+        path.write_bytes(b"theirs")
+    assert path.read_bytes() == b"theirs"
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def test_folders_missing_folders_and_files_in_the_way_are_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for path, words in (("", "is a folder"), ("missing/new", "there is no folder"), ("file/new", "cannot write")):
+        with pytest.raises(BestiaryError, match=words):
+            write(tmp_path / path, b"x", force=True)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@contextlib.contextmanager
+def unwritable(folder: Path) -> Iterator[None]:
+    """Permissions do not bind root; then the system's refusal is played."""
+    if os.geteuid() != 0:
+        folder.chmod(0o555)
+        try:
+            yield
+        finally:
+            folder.chmod(0o755)
+        return
+    made = tempfile.mkstemp
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    tempfile.mkstemp = refuse
+    try:
+        yield
+    finally:
+        tempfile.mkstemp = made
+
+
+def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    with unwritable(folder), pytest.raises(BestiaryError, match="cannot write .*: Permission denied"):
+        write(folder / "new", b"x")
+    assert not os.listdir(folder)
+
+
+def full(*arguments: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("call", ["fsync", "link", "chmod"])
+def test_a_disk_that_fails_at_any_step_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                     call: str) -> None:
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(BestiaryError, match="cannot write .*: No space left on device"):
+        write(tmp_path / "new", b"x")
+    monkeypatch.undo()
+    assert not os.listdir(tmp_path)
+
+
+def without_links(source: Any, target: Any) -> None:
+    raise PermissionError(1, "Operation not permitted")
+
+
+def test_a_file_system_without_hard_links_is_written_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAT and many network and container file systems have none."""
+    link: Callable[..., None] = without_links
+    monkeypatch.setattr(os, "link", link)
+    write(tmp_path / "new", b"x")
+    assert (tmp_path / "new").read_bytes() == b"x"
+    assert os.listdir(tmp_path) == ["new"]
