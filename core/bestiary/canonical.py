@@ -56,7 +56,10 @@ def rename(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Tens
         for sources, targets in matches(rule, left):
             transform = rule.transform(checkpoint.config) if rule.transform else None
             given = [left.pop(name) for name in sources]
-            results = transform.apply(given) if transform else given
+            try:
+                results = transform.apply(given) if transform else given
+            except BestiaryError as error:
+                raise BestiaryError(f"{checkpoint.path}: {listed(sources)}: {error}") from None
             renamed.update(zip(targets, results, strict=True))
     unknown = [name for name in left if not ignorable(architecture, name)]
     if unknown:
@@ -67,7 +70,7 @@ def rename(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Tens
 
 def matches(rule: Rule, names: Iterable[str]) -> list[tuple[list[str], list[str]]]:
     """Each set of tensors that the rule applies to, and what their canonical names are. Indices that only the sources
-    have count the members of a stack."""
+    have count the members of a stack; raises BestiaryError where one of them is missing."""
     patterns = [rule.sources] if isinstance(rule.sources, str) else list(rule.sources)
     targets = [rule.targets] if isinstance(rule.targets, str) else list(rule.targets)
     shared = targets[0].count("{}")
@@ -80,6 +83,11 @@ def matches(rule: Rule, names: Iterable[str]) -> list[tuple[list[str], list[str]
                 groups[indices[:shared]].append((place, indices[shared:], name))
     complete = {indices: sorted(found) for indices, found in groups.items()
                 if {place for place, _, _ in found} == set(range(len(patterns)))}
+    for found in complete.values():
+        stacked = [(index[0], name) for _, index, name in found if index]
+        for place, (number, name) in enumerate(stacked):
+            if number != place % (len(stacked) // len(patterns)):
+                raise BestiaryError(f"tensor {name} is there, but not all before it")
     return [([name for _, _, name in found], [target.format(*indices) for target in targets])
             for indices, found in sorted(complete.items())]
 

@@ -23,13 +23,13 @@ class Perplexity:
 
 
 def perplexity(model: Model, text: str, context: int | None = None, progress: Progress | None = None) -> Perplexity:
-    """As llama.cpp measures it, so that figures can be compared: the text is cut into chunks of `context` tokens, each
-    begins with BOS in the place of its first token, and the second half of each is scored. What is left over at the end
-    is not used.
+    """The text is cut into chunks of `context` tokens, each begins with BOS in the place of its first token, and the
+    second half of each is scored. What is left over at the end is not used.
 
     context: 512 by default, or what the model holds if that is less. Raises BestiaryError for a text that does not fill
     one chunk.
     """
+    # All of this, the estimate of the error too, as llama.cpp does it, so that figures can be compared.
     context = min(512, model.plan.limits.context) if context is None else context
     if not 4 <= context <= model.plan.limits.context:
         raise BestiaryError(f"context = {context}; 4 to {model.plan.limits.context} tokens are wanted")

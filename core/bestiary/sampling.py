@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -37,9 +38,13 @@ class Sampling:
     samplers: tuple[str, ...] = CHAIN
 
     def __post_init__(self) -> None:
-        checks = (("temperature", self.temperature >= 0, "0 or more"), ("top_k", self.top_k >= 0, "0 or more"),
+        checks = (("temperature", 0 <= self.temperature < math.inf, "0 or more"),
+                  ("top_k", self.top_k >= 0, "0 or more"),
                   ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"), ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
-                  ("repeat_penalty", self.repeat_penalty > 0, "above 0"),
+                  ("repeat_penalty", 0 < self.repeat_penalty < math.inf, "above 0"),
+                  ("frequency_penalty", math.isfinite(self.frequency_penalty), "a finite number"),
+                  ("presence_penalty", math.isfinite(self.presence_penalty), "a finite number"),
+                  ("seed", self.seed is None or self.seed >= 0, "0 or more"),
                   ("repeat_last_n", self.repeat_last_n >= -1, "-1 or more"))
         for name, good, wanted in checks:
             if not good:
@@ -88,7 +93,7 @@ def min_p(logits: Floats, s: Sampling, tokens: Sequence[int]) -> Floats:
     """Nguyen et al. 2024 (arXiv 2407.01082): tokens at least p times as likely as the likeliest."""
     if s.min_p <= 0:
         return logits
-    return np.where(logits >= logits.max() + np.log(np.float32(s.min_p)), logits, np.float32(-np.inf))
+    return np.where(logits >= logits.max() + np.float32(math.log(s.min_p)), logits, np.float32(-np.inf))
 
 
 def temperature(logits: Floats, s: Sampling, tokens: Sequence[int]) -> Floats:

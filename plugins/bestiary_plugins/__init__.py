@@ -19,11 +19,14 @@ LOADERS = (
     "loaders.gguf:Gguf",
     "loaders.huggingface:HuggingFace",
     "loaders.llama2c:Llama2c",
+    "loaders.vocabulary_files:SentencePieceFile",
+    "loaders.vocabulary_files:TokenizerJsonFile",
+    "loaders.vocabulary_files:Llama2cVocabularyFile",
 )
 WRITERS = (
     "loaders.gguf_writer:GgufWriter",
 )
-QUANTIZERS: tuple[str, ...] = (
+QUANTIZERS = (
     "quantizers.plain:PlainF32",
     "quantizers.plain:PlainF16",
     "quantizers.plain:PlainBF16",
@@ -31,6 +34,7 @@ QUANTIZERS: tuple[str, ...] = (
     "quantizers.q4_0:QuantizerQ4_0",
 )
 BACKENDS = (
+    "backends.cpu:CpuBackend",
     "backends.numpy:NumpyBackend",
 )
 

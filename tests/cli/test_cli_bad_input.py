@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from bestiary_plugins.demo.command import model as demo_model
 
 from .conftest import Cli
@@ -26,7 +27,7 @@ def truncated(model: Path, folder: Path) -> Path:
 
 
 def truncated_header(model: Path, folder: Path) -> Path:
-    (folder / "m.gguf").write_bytes(model.read_bytes()[:300])
+    (folder / "m.gguf").write_bytes(model.read_bytes()[:5000])
     return folder / "m.gguf"
 
 
@@ -164,9 +165,10 @@ def test_a_conversion_that_fails_midway_leaves_nothing(cli: Cli, model: Path, tm
 @pytest.mark.parametrize(("words", "said"), [
     (["--temp", "-1"], "temperature"), (["--top-p", "1.5"], "top_p"), (["--min-p", "-0.5"], "min_p"),
     (["--repeat-penalty", "0"], "repeat_penalty"), (["--repeat-last-n", "-2"], "repeat_last_n"), (["-n", "-3"], "-n"),
-    (["-t", "0"], "threads"), (["-c", "-1"], "context"), (["-b", "0"], "batch"), (["-c", "3", "-p", "Far too long"], "3"),
+    (["-t", "0"], "threads"), (["-c", "-1"], "context"), (["-b", "0"], "batch"),
+    (["-c", "3", "-p", "Far too long"], "3"), (["-p", "a", "-f", "b"], "two prompts"),
     (["--samplers", "top_k;magic"], "magic"), (["--backend", "abacus"], "abacus"), (["--type", "q9_9"], "q9_9"),
-    (["--cache-type-k", "q9_9"], "q9_9"), (["-f", "no-such-file"], "no-such-file"), (["-p", "a", "-f", "b"], "two prompts"),
+    (["--cache-type-k", "q9_9"], "q9_9"), (["-f", "no-such-file"], "no-such-file"),
     (["--loader", "clay-tablet"], "clay-tablet"), (["--architecture", "nessie"], "nessie"),
     (["--plugin", "no-such-plugin.py"], "no-such-plugin.py"), (["--prefer", "nobody"], "nobody")])
 def test_an_option_out_of_range_is_one_line(cli: Cli, model: Path, words: list[str], said: str) -> None:
@@ -176,7 +178,8 @@ def test_an_option_out_of_range_is_one_line(cli: Cli, model: Path, words: list[s
     assert result.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["-p", "x"], ["-n", "-1"], ["-t", "0"], ["-r", "0"], ["--sequences", "0"], ["-d", "-1"]])
+@pytest.mark.parametrize("words", [
+    ["-p", "x"], ["-n", "-1"], ["-t", "0"], ["-r", "0"], ["--sequences", "0"], ["-d", "-1"]])
 def test_an_option_of_bench_out_of_range_is_one_line(cli: Cli, model: Path, words: list[str]) -> None:
     result = cli("bench", "-m", model, *words)
     assert result.status == 1

@@ -47,7 +47,8 @@ def test_a_quantized_source_keeps_its_types(cli: Cli, model: Path, tmp_path: Pat
     assert same[0] == same[1] and "q4_0" in same[0]
 
 
-@pytest.mark.parametrize("words", [["out.gguf", "q4_0"], ["out.gguf", "Q4_0"], ["out.gguf", "2"], ["out.gguf", "q4_0", "8"]])
+@pytest.mark.parametrize("words", [
+    ["out.gguf", "q4_0"], ["out.gguf", "Q4_0"], ["out.gguf", "2"], ["out.gguf", "q4_0", "8"]])
 def test_quantize_takes_names_in_any_case_and_old_numbers(cli: Cli, model: Path, tmp_path: Path, words: list[str],
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -110,6 +111,7 @@ def test_a_tokenizer_can_be_named(cli: Cli, stories: Path, tmp_path: Path) -> No
     assert cli("convert", tmp_path / "m.bin", tmp_path / "without.gguf").status == 0
     assert cli("convert", tmp_path / "m.bin", tmp_path / "with.gguf", "--tokenizer",
                stories.parent / "tok512.bin").status == 0
-    assert "no tokenizer" in cli("run", "-m", tmp_path / "without.gguf", "-n", "1").err
-    assert cli("run", "-m", tmp_path / "with.gguf", "-n", "1").status == 0
-    assert cli("run", "-m", tmp_path / "without.gguf", "--tokenizer", stories.parent / "tok512.bin", "-n", "1").status == 0
+    run = ("run", "-n", "1", "-m")
+    assert "no tokenizer" in cli(*run, tmp_path / "without.gguf").err
+    assert cli(*run, tmp_path / "with.gguf").status == 0
+    assert cli(*run, tmp_path / "without.gguf", "--tokenizer", stories.parent / "tok512.bin").status == 0

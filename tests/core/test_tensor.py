@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +20,7 @@ HALVES = Encoding("halves", 4, (2,), decoder=lambda rows, columns: np.repeat(row
 @pytest.mark.parametrize("kind", [np.float32, np.float16])
 def test_an_array_is_a_tensor_of_rows(shape: tuple[int, ...], rows: int, columns: int,
                                       kind: type[np.float32] | type[np.float16]) -> None:
-    values = np.arange(rows * columns).reshape(shape).astype(kind)
+    values: Any = np.arange(rows * columns).reshape(shape).astype(kind)
     tensor = ArrayTensor(values)
     assert (tensor.rows, tensor.columns, tensor.nbytes) == (rows, columns, values.nbytes)
     assert tensor.encoding == (F16 if kind is np.float16 else F32)

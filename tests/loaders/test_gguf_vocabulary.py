@@ -129,7 +129,8 @@ def test_a_unigram_tokenizer_keeps_its_scores() -> None:
 
 @pytest.mark.parametrize("changes", [
     {"model": None}, {"model": {"type": "WordPiece"}}, {"model": {"type": "BPE"}},
-    {"model": {"type": "BPE", "vocab": {"a": -1}}}, {"model": {"type": "BPE", "vocab": {"a": 1 << 40}}}, {"model": {"type": "BPE", "vocab": {"a": True}}},
+    {"model": {"type": "BPE", "vocab": {"a": -1}}}, {"model": {"type": "BPE", "vocab": {"a": 1 << 40}}},
+    {"model": {"type": "BPE", "vocab": {"a": True}}},
     {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a"]}},
     {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [5]}},
     {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": 5}}, {"model": {"type": "Unigram", "vocab": [["a"]]}},

@@ -69,12 +69,29 @@ def test_the_gguf_package_reads_every_tensor(tmp_path: Path, host: Host) -> None
         assert found.data_offset % 32 == 0
 
 
+def test_every_encoding_survives_and_means_what_the_gguf_package_says(tmp_path: Path, host: Host) -> None:
+    rng = np.random.default_rng(5)
+    values = rng.standard_normal((3, 512)).astype(np.float32)
+    given: dict[str, Tensor] = {}
+    for name, quantizer in host.quantizers.items():
+        given[f"blk.0.{name}.weight"] = BlockTensor(quantizer.quantize(values), values.shape, quantizer.encoding)
+    path = save(checkpoint(tensors=given), tmp_path / "x.gguf", host)
+    again = open_gguf(path, host).tensors
+    for name, tensor in given.items():
+        assert again[name].encoding == tensor.encoding
+        assert np.array_equal(again[name].read(0, 3), tensor.read(0, 3))
+    for found in gguf.GGUFReader(path).tensors:
+        if found.name in given:  # planes of foreign encodings are not
+            assert np.array_equal(gguf.dequantize(found.data, found.tensor_type), again[found.name].array())
+
+
 def test_the_keys_are_those_that_llama_cpp_wants(tmp_path: Path, host: Host) -> None:
     keys = contents(save(checkpoint(), tmp_path / "x.gguf", host))
     expected = {
         "general.architecture": "llama", "general.name": "Tiny-0.1", "general.license": "mit", "general.file_type": 0,
         "general.quantization_version": 2, "llama.context_length": 64, "llama.embedding_length": 32,
-        "llama.block_count": 1, "llama.feed_forward_length": 48, "llama.attention.head_count": 2, "llama.attention.head_count_kv": 1,
+        "llama.block_count": 1, "llama.feed_forward_length": 48, "llama.attention.head_count": 2,
+        "llama.attention.head_count_kv": 1,
         "llama.vocab_size": 6, "llama.rope.freq_base": 10000.0, "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.scores": [0.0, 0.0, 0.0, -1.0, -2.5, -10000.0], "tokenizer.ggml.token_type": [2, 3, 3, 1, 1, 5],
         "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0,

@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import bestiary
 from bestiary.backend import Batch
 from bestiary.host import Host, HostSettings
-from bestiary.model import Model
+from bestiary.model import Model, load
 
 Floats = NDArray[np.float32]
 BACKENDS = Host(HostSettings(names=())).backends.names
@@ -98,12 +97,12 @@ class Parity:
             logits = model(ids).logits.numpy()
         return Reference(path, ids[0].numpy(), logits[0], ids[1:].numpy(), logits[1:])
 
-    def load(self, path: Path, backend: str, **options: Any) -> Model:
+    def load(self, path: Path, backend: str, **given: Any) -> Model:
         """With weights and cache in f32. Skips where the backend does not run here."""
         if reason := self.host.backends[backend].available():
             pytest.skip(f"backend {backend} does not run here: {reason}")
-        return bestiary.load(path, backend=backend, host=self.host,
-                             **{"cache_type_k": "f32", "cache_type_v": "f32", **options})
+        options = {"cache_type_k": "f32", "cache_type_v": "f32", **given}
+        return load(path, backend=backend, host=self.host, **options)
 
     def differences(self, reference: Reference, path: Path, backend: str, **options: Any) -> dict[str, float]:
         """For every way to run a model: the largest difference over the spread."""

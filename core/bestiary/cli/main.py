@@ -147,13 +147,13 @@ def command(host: Host, name: str) -> Callable[..., Any]:
     elif not providers:
         target = BUILT_IN[name]
     else:
-        ways = {OWN: BUILT_IN[name], **{normal(entry.origin.distribution): entry.item for entry in providers}}
-        wanted = [normal(distribution) for distribution in host.settings.prefer]
-        chosen = next((ways[distribution] for distribution in wanted if distribution in ways), None)
-        if chosen is None:
+        ways = {OWN: BUILT_IN[name], **{entry.origin.distribution: entry.item for entry in providers}}
+        prefer = [normal(distribution) for distribution in host.settings.prefer]
+        chosen = sorted((way for way in ways if normal(way) in prefer), key=lambda way: prefer.index(normal(way)))
+        if not chosen:
             raise BestiaryError(f"command {name!r} is built in and provided by {' and by '.join(list(ways)[1:])} too; "
                                 f"choose with {' or '.join(f'--prefer {way}' for way in ways)}")
-        target = chosen
+        target = ways[chosen[0]]
     module, _, function = target.partition(":")
     found: Callable[..., Any] = getattr(import_module(module), function)
     return found

@@ -12,8 +12,6 @@ from bestiary.cli.convert import report
 from bestiary.errors import BestiaryError
 from bestiary.host import Host
 
-USAGE = "IN [OUT] TYPE is wanted, such as: model-f16.gguf model-q4_0.gguf q4_0"
-
 
 def quantize(
     context: typer.Context,
@@ -44,7 +42,8 @@ def output_and_type(host: Host, words: list[str]) -> tuple[str | None, str]:
     out = None if is_type(host, words[0]) or len(words) == 1 else words[0]
     kind, *rest = words if out is None else words[1:]
     if len(rest) > 1 or not all(word.isdigit() for word in rest):
-        raise BestiaryError(f"cannot make sense of {' '.join(words)!r}: {USAGE}")
+        raise BestiaryError(f"cannot make sense of {' '.join(words)!r}: IN [OUT] TYPE is wanted; known types: "
+                            + ", ".join(host.quantizers.names))
     return out, host.quantizers[kind].name
 
 

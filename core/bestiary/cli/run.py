@@ -63,7 +63,7 @@ def run(
     interactive_first: Annotated[bool, typer.Option(
         "-if", "--interactive-first", help="The same; the user begins.")] = False,
     instruct: Annotated[bool, typer.Option(
-        "-ins", "--instruct", help="Take turns: instructions and responses in the form of Alpaca.")] = False,
+        "-ins", "--instruct", help='Take turns: "### Instruction:" and "### Response:".')] = False,
     in_prefix: Annotated[str, typer.Option("--in-prefix", metavar="TEXT", help="Put before what the user types.")] = "",
     in_suffix: Annotated[str, typer.Option("--in-suffix", metavar="TEXT", help="Put after it.")] = "",
     color: Annotated[bool, typer.Option("--color", help="On a terminal, colour what the model did not say.")] = False,
@@ -108,10 +108,10 @@ def run(
         seed=None if seed is None or seed < 0 else seed,
         samplers=sampler_names(samplers) if samplers is not None else CHAIN)
     for given, line in (
-            (gpu or gpus, "-ngl and the like: this backend has no use for them, everything runs on the CPU"),
-            (memory, "--mlock, --mmap: not needed, weights are always read into memory"),
-            (keep, "--keep: the context is not shifted; where it is full, the text ends"),
-            (microbatch, "-ub: -b is the number of tokens that are computed at once")):
+            (gpu or gpus, "this backend has no use for -ngl and other options of GPUs: everything runs on the CPU"),
+            (memory, "no use for --mlock, --mmap, --no-mmap, --numa: weights are always read into memory"),
+            (keep, "no use for --keep: the context is not shifted; where it is full, the text ends"),
+            (microbatch, "no use for -ub: -b is the number of tokens that are computed at once")):
         if given:
             log.warning("%s", line)
     f32 = "f32" if memory_f32 else None
@@ -166,12 +166,14 @@ def figures(session: Session, load_seconds: float) -> None:
     counts = types(model.checkpoint)
     held = sum(entry["bytes"] for entry in counts.values())
     cache = "/".join(dict.fromkeys((limits.cache_type_k, limits.cache_type_v)))
-    facts = [", ".join([model.backend.name, *(f"{name} {value}" for name, value in model.facts().items())]),
+    how = model.facts()
+    threads = "/".join(dict.fromkeys(how[key] for key in ("threads", "threads_prefill") if key in how))
+    facts = [f"{model.backend.name} {how.get('isa', '')}".strip(), *([f"threads {threads}"] if threads else []),
              f"context {limits.context}", f"cache {cache}"]
     if session.figures.seed is not None and session.sampling.temperature:
         facts.append(f"seed {session.figures.seed}")
     print(f"\nload      {load_seconds:.2f} s, {terminal.size(held)}, {terminal.type_counts(counts)}",
-          *session.figures.lines(), "; ".join(facts), sep="\n", file=sys.stderr)
+          *session.figures.lines(), ", ".join(facts), sep="\n", file=sys.stderr)
 
 
 def prompt_of(prompt: str | None, file: Path | None) -> str:

@@ -30,7 +30,7 @@ def progress_bar(title: str) -> Iterator[Progress | None]:
             bar = _rich_bar()
             bar.start()
             task = bar.add_task(title, total=total, what="")
-        bar.update(task, completed=done, total=total, what=what)
+        bar.update(task, completed=done, total=total, what="" if what == title else what)
 
     try:
         yield show
@@ -45,7 +45,7 @@ def _rich_bar() -> Any:
 
     return progress.Progress(
         progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
-        progress.TimeRemainingColumn(), progress.TextColumn("[dim]{task.fields[what]}"),
+        progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[what]}", style="dim", markup=False),
         console=Console(stderr=True), transient=True)
 
 
@@ -64,7 +64,7 @@ def amount(count: float) -> str:
 
 
 def type_counts(types: Mapping[str, Mapping[str, Any]]) -> str:
-    """ "32 tensors q4_0, 11 f32"."""
+    """ "32 tensors bf16, 11 f32"."""
     counts = [(name, entry["tensors"]) for name, entry in types.items()]
     return ", ".join(f"{count} {'tensors ' if i == 0 else ''}{name}" for i, (name, count) in enumerate(counts))
 

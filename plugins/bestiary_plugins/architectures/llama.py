@@ -113,6 +113,7 @@ class Llama(Architecture):
             normal["rope_factor"] = real(config, "rope_factor", real(scaling, "factor", 1.0))
             normal["rope_scaling"] = {"rope_type": "linear", "factor": normal["rope_factor"]}
         if kind == "llama3":
+            real(scaling, "high_freq_factor", low=real(scaling, "low_freq_factor"))
             normal["rope_scaling"] = {"rope_type": "llama3", **{key: real(scaling, key) for key in (
                 "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}}
         normal["rope_factors"] = kind == "llama3" or "rope_freqs.weight" in shapes
@@ -122,6 +123,7 @@ class Llama(Architecture):
         if not config["rope_factors"] or config["rope_scaling"] is None:
             return {}
         import numpy as np
+
         from bestiary.tensor import ArrayTensor
 
         scaling, count = config["rope_scaling"], config["head_dim"]

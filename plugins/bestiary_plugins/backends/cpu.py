@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from bestiary.backend import Backend, Batch, KVCache, Limits, Plan, Progress
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph
 from bestiary.tensor import Tensor
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import bestiary_kernels
-
     from bestiary_plugins.backends.cpu_lower import Call, Lowered
     from bestiary_plugins.backends.cpu_pack import Weights
 
@@ -42,7 +42,7 @@ class CpuCache(KVCache):
         self.native = native
 
     def length(self, sequence: int) -> int:
-        return self._checked(self.native.length, sequence)
+        return int(self._checked(self.native.length, sequence))
 
     def truncate(self, sequence: int, length: int) -> None:
         self._checked(self.native.truncate, sequence, length)
@@ -85,8 +85,8 @@ class CpuPlan(Plan):
         limits = limits or self.limits
         kinds = _cache_f16(limits)
         if kinds != _cache_f16(self.limits):
-            raise BestiaryError(f"the plan was compiled for a cache of {self.limits.cache_type_k} keys and "
-                                f"{self.limits.cache_type_v} values, not {limits.cache_type_k} and {limits.cache_type_v}")
+            raise BestiaryError(f"a cache of {limits.cache_type_k} keys and {limits.cache_type_v} values; the plan was "
+                                f"compiled for {self.limits.cache_type_k} and {self.limits.cache_type_v}")
         return CpuCache(Cache(self.program, limits.sequences, limits.context, *kinds))
 
     def forward(self, batch: Batch, cache: KVCache, output: str = "logits") -> NDArray[np.float32]:
@@ -182,7 +182,6 @@ class CpuBackend(Backend):
         if (reason := self.available()) is not None:
             raise BestiaryError(f"the cpu backend does not run here: {reason}")
         from bestiary_kernels import Program, usable_threads
-
         from bestiary_plugins.backends.cpu_lower import lower, refuse
         from bestiary_plugins.backends.cpu_pack import load
 

@@ -1,4 +1,4 @@
-"""From a graph to the kernels' list of steps: which slots hold what, what is fused, what runs for wanted tokens only."""
+"""From a graph to the kernels' steps: which slots hold what, what is fused, what runs for wanted tokens only."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from bestiary.errors import BestiaryError
 from bestiary.graph import OPERATIONS, Graph, Node
 from bestiary_kernels import Program
-from numpy.typing import NDArray
-
 from bestiary_plugins.backends.cpu_pack import Weights
 
 ROW_BY_ROW = ("linear", "rms_norm", "layer_norm", "silu", "gelu", "add", "mul", "scale", "slice", "soft_cap", "call")
@@ -130,7 +130,8 @@ class _Lowering:
                                                                         by_position))
         else:
             table = self.weights.tables[name]
-            self._emit([], [key], lambda slot: self.program.embed_rows(slot(key), table.layout, table.rows, by_position))
+            self._emit([], [key], lambda slot: self.program.embed_rows(slot(key), table.layout, table.rows,
+                                                                       by_position))
 
     def _linear(self, key: Key, node: Node) -> None:
         """All products with the same input are one step: q, k and v, or gate and up."""

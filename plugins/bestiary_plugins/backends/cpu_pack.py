@@ -10,14 +10,14 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from bestiary.backend import Progress
 from bestiary.encoding import BF16, Bits, Encoding, Factor
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph
 from bestiary.tensor import Tensor, encode_plain
 from bestiary_kernels import Layout, Matrix, quantize_q8_0
-from numpy.typing import NDArray
-
 from bestiary_plugins.encodings import Q8_0
 
 log = logging.getLogger("bestiary")
@@ -37,6 +37,8 @@ def why_not(encoding: Encoding) -> str | None:
         return "it has a codebook"
     if layout.zero:
         return "it has a zero a group"
+    if layout.scale.signed or (layout.minimum is not None and layout.minimum.signed):
+        return "its scales are signed integers"
     if sum(piece.width for piece in layout.codes) > 8:
         return "its codes have more than 8 bits"
     if layout.group % 32 and layout.group != 16:
@@ -127,7 +129,8 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
         if name not in tensors:
             raise BestiaryError(f"the checkpoint has no tensor {name}")
         if tuple(tensors[name].shape) != tuple(shape):
-            raise BestiaryError(f"tensor {name} has the shape {tuple(tensors[name].shape)}; the model needs {tuple(shape)}")
+            raise BestiaryError(f"tensor {name} has the shape {tuple(tensors[name].shape)}; the model needs "
+                                f"{tuple(shape)}")
     work: list[tuple[str, int, int, Encoding]] = []
     warned: set[str] = set()
     for name in graph.weights:
@@ -146,8 +149,8 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
         encoding = _stored_as(tensor, name in packed)
         if encoding is not tensor.encoding and tensor.encoding.name not in warned:
             warned.add(tensor.encoding.name)
-            log.warning("the cpu backend's kernels do not hold %s (%s): such weights are kept as %s", tensor.encoding.name,
-                        why_not(tensor.encoding), encoding.name)
+            log.warning("the cpu backend's kernels do not hold %s (%s): such weights are kept as %s",
+                        tensor.encoding.name, why_not(tensor.encoding), encoding.name)
         layout = kernel_layout(encoding, tensor.columns)
         if name in packed:
             weights.matrices[name] = Matrix(layout, tensor.rows)

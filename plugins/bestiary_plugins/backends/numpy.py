@@ -8,11 +8,12 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from bestiary.backend import Backend, Batch, KVCache, Limits, Plan, Progress
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph, Node
 from bestiary.tensor import Tensor
-from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
@@ -40,7 +41,8 @@ class NumpyCache(KVCache):
     def copy(self, source: int, target: int, length: int) -> None:
         if not 0 <= length <= self.lengths[source]:
             raise BestiaryError(f"sequence {source} holds {self.lengths[source]} tokens, not {length}")
-        kept = {layer: (k[:length], v[:length]) for (layer, sequence), (k, v) in self.rows.items() if sequence == source}
+        kept = {layer: (k[:length], v[:length])
+                for (layer, sequence), (k, v) in self.rows.items() if sequence == source}
         self.rows = {key: rows for key, rows in self.rows.items() if key[1] != target}
         self.rows.update({(layer, target): rows for layer, rows in kept.items()})
         self.lengths[target] = length

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +21,7 @@ HERE = Path(__file__).parent
 TYPES = ("f16", "q8_0", "q6_k", "q5_1", "q5_0", "q5_k", "q4_1", "q4_0", "q4_k", "q3_k", "q2_k")
 """The types of the table, from the largest; those that are not provided are left out."""
 SMALL = "q4_0"
-SEED, PREFILL, DECODE = 11, 256, 64
+SEED, PREFILL, DECODE, CHUNK = 11, 256, 64, 256
 FIGURES = ("type", "size", "bits per weight", "perplexity", "prefill tokens/s", "decode tokens/s")
 
 
@@ -39,8 +41,7 @@ def demo(
     from bestiary.saving import save_as
 
     host = context.find_object(Host) or Host()
-    logging.getLogger("bestiary").addFilter(_Once())
-    with tempfile.TemporaryDirectory(prefix="bestiary-demo-") as folder:
+    with _saying_once(), tempfile.TemporaryDirectory(prefix="bestiary-demo-") as folder:
         files = {kind: Path(folder) / f"model-{kind}.gguf" for kind in TYPES if kind in host.quantizers}
         first = next(iter(files))
         for kind in (first, SMALL):
@@ -82,7 +83,7 @@ def _compare(files: dict[str, Path], backend: str | None, threads: int | None, h
         with load(file, backend, threads, host=host) as loaded:
             counts: Any = types(loaded.checkpoint).values()
             bits = 8 * sum(entry["bytes"] for entry in counts) / sum(entry["weights"] for entry in counts)
-            measured = perplexity(loaded, text)
+            measured = perplexity(loaded, text, CHUNK)
             bench = Bench(loaded)
             prefill, decode = bench.prefill(PREFILL), bench.decode(DECODE)
         cells = (kind, _size(file.stat().st_size), f"{bits:.2f}", f"{measured.perplexity:.3f} ±{measured.error:.3f}",
@@ -103,14 +104,20 @@ def _command(name: str, source: Path, target: Path, kind: str) -> str:
     return f"$ bestiary {name} {source.name} {middle}"
 
 
-class _Once(logging.Filter):
-    """The same line again and again, once a type, says nothing new."""
+@contextlib.contextmanager
+def _saying_once() -> Iterator[None]:
+    """What the library says of each type alike is said once."""
+    said: set[str] = set()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._said: set[str] = set()
+    def new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        known = message in said
+        said.add(message)
+        return not known
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        new = record.getMessage() not in self._said
-        self._said.add(record.getMessage())
-        return new
+    logger = logging.getLogger("bestiary")
+    logger.addFilter(new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(new)

@@ -14,7 +14,7 @@ from bestiary.errors import BestiaryError
 
 @dataclass(frozen=True)
 class Value:
-    """A metadata value. kind: "u32", "str" ..., with "[]" for an array. Text is bytes, arrays of numbers are numpy's."""
+    """A metadata value. kind: "u32", "str" ..., with "[]" for an array. Text is bytes, numbers in arrays numpy's."""
 
     kind: str
     value: Any
@@ -75,11 +75,16 @@ class Metadata(Mapping[str, Value]):
 
     def texts(self, key: str) -> list[str] | None:
         value = self.strings(key)
-        return None if value is None else [self._utf8(key, item) for item in value]
+        if value is None:
+            return None
+        try:
+            return list(map(bytes.decode, value))
+        except UnicodeDecodeError:
+            raise self.wrong(key, "holds what is no UTF-8 text") from None
 
     def integers(self, key: str) -> list[int] | None:
         value = self._get(key, tuple(f"{kind}[]" for kind in INTEGERS), "an array of integers")
-        return None if value is None else [int(item) for item in value.tolist()]
+        return None if value is None else list(value.tolist())
 
     def reals(self, key: str) -> list[float] | None:
         value = self._get(key, ("f32[]", "f64[]"), "an array of numbers")
@@ -87,7 +92,7 @@ class Metadata(Mapping[str, Value]):
             return None
         if not np.isfinite(value).all():
             raise self.wrong(key, "holds numbers that are not finite")
-        return [float(item) for item in value.tolist()]
+        return list(value.tolist())
 
     def flags(self, key: str) -> list[bool] | None:
         value = self._get(key, ("bool[]",), "an array of booleans")

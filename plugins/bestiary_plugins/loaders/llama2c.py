@@ -18,7 +18,6 @@ from bestiary.files import DataFile, FileTensor
 from bestiary.host import Host
 from bestiary.loader import Loader
 from bestiary.tensor import Tensor
-
 from bestiary_plugins.loaders.vocabulary_files import read_llama2c_vocabulary
 
 MAGIC = 0x616B3432

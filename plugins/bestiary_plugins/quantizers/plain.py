@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
+
 from bestiary.encoding import BF16, F16, F32
 from bestiary.errors import BestiaryError
 from bestiary.quantizer import Quantizer
 from bestiary.tensor import encode_plain
-from numpy.typing import NDArray
 
 
 class PlainF32(Quantizer):

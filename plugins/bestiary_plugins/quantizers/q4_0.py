@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from bestiary.plugin import Quantizer
 from numpy.typing import NDArray
 
+from bestiary.plugin import Quantizer
 from bestiary_plugins.encodings import Q4_0
 from bestiary_plugins.quantizers.compiled import kernel
 
@@ -18,10 +18,10 @@ def reference(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
         scale = np.take_along_axis(blocks, largest, axis=1) / np.float32(-8)  # so that it becomes code 0
         inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
         codes = blocks * inverse + np.float32(8.5)
-        codes = np.where(np.isfinite(codes), codes, np.float32(0)).astype(np.uint8).clip(0, 15)
+        nibbles = np.where(np.isfinite(codes), codes, np.float32(0)).astype(np.uint8).clip(0, 15)
         halves = scale.astype(np.float16)
-    nibbles = codes[:, :16] | codes[:, 16:] << np.uint8(4)
-    return np.concatenate([halves.view(np.uint8), nibbles], axis=1).reshape(len(rows), -1)
+    pairs = nibbles[:, :16] | nibbles[:, 16:] << np.uint8(4)
+    return np.concatenate([halves.view(np.uint8), pairs], axis=1).reshape(len(rows), -1)
 
 
 class QuantizerQ4_0(Quantizer):

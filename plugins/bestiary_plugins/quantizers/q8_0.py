@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from bestiary.plugin import Quantizer
 from numpy.typing import NDArray
 
+from bestiary.plugin import Quantizer
 from bestiary_plugins.encodings import Q8_0
 from bestiary_plugins.quantizers.compiled import kernel
 

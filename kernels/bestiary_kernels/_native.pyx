@@ -1,0 +1,700 @@
+# cython: language_level=3, boundscheck=True, wraparound=False, initializedcheck=True, freethreading_compatible=False
+# distutils: language = c++
+"""The border between Python and the kernels: checks every length once, then lets go of the GIL."""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t
+from libcpp cimport bool as cbool
+from libcpp.memory cimport unique_ptr
+from libcpp.utility cimport pair
+from libcpp.vector cimport vector
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() noexcept
+
+cdef extern from "table.h" namespace "bestiary":
+    ctypedef int64_t i64
+    cdef struct CMatrix "bestiary::Matrix":
+        uint8_t *data
+        i64 rows, columns, groups, group_bytes
+        int32_t kind, zero
+        cbool half
+    cdef struct CRope "bestiary::Rope":
+        i64 heads, head_dim, start, count
+        cbool halves
+    cdef struct CAttention "bestiary::Attention":
+        i64 heads, kv_heads, key_dim, value_dim, value_stride
+        float scale, soft_cap
+        i64 window
+        cbool k_f16, v_f16
+    cdef struct CTable "bestiary::Table":
+        const char *name
+
+cdef extern from "memory.h" namespace "bestiary":
+    cdef cppclass Memory:
+        Memory() except +
+        Memory(size_t) except +
+        unsigned char *data()
+        void grow(size_t) except +
+
+cdef extern from "layout.h" namespace "bestiary":
+    cdef cppclass CField "bestiary::Field":
+        int width
+        i64 stride, plane_start
+        vector[i64] offsets
+        void prepare() except +
+    cdef cppclass CFactor "bestiary::FactorField":
+        int32_t number
+        CField at
+        vector[CField] integer
+        i64 bias
+    cdef cppclass CLayout "bestiary::Layout":
+        i64 columns, row_bytes, group, zero
+        int32_t kind
+        vector[CField] codes
+        cbool is_signed, minimum
+        int width
+        float minimum_sign
+        CFactor scale, low
+        void decode(const uint8_t *, float *) except + nogil
+    CMatrix packed_shape(const CLayout &, i64)
+    void pack_rows(const CMatrix &, const CLayout &, const uint8_t *, i64, i64) except + nogil
+    void unpack_row(const CMatrix &, i64, float *) nogil
+    void c_quantize_q8_0 "bestiary::quantize_q8_0"(const float *, i64, uint8_t *) nogil
+    void c_quantize_q4_0 "bestiary::quantize_q4_0"(const float *, i64, uint8_t *) nogil
+
+cdef extern from "host.h" namespace "bestiary":
+    const CTable *const *tables()
+
+cdef extern from "pool.h" namespace "bestiary":
+    int c_usable_threads "bestiary::usable_threads"() except +
+
+cdef extern from "cache.h" namespace "bestiary":
+    cdef cppclass CCacheLayer "bestiary::CacheLayer":
+        i64 kv_heads, key_dim, value_dim
+        cbool k_f16, v_f16
+    cdef cppclass CCache "bestiary::Cache":
+        CCache(const vector[CCacheLayer] &, i64, i64) except +
+        i64 sequences()
+        i64 context()
+        i64 length(i64)
+        void truncate(i64, i64) except +
+        void copy(i64, i64, i64) except + nogil
+        i64 bytes()
+
+cdef extern from "program.h" namespace "bestiary":
+    cdef enum Op "bestiary::Op":
+        kInput "bestiary::kInput"
+        kEmbed "bestiary::kEmbed"
+        kGather "bestiary::kGather"
+        kRopeTable "bestiary::kRopeTable"
+        kRope "bestiary::kRope"
+        kQuantize "bestiary::kQuantize"
+        kLinearQuantized "bestiary::kLinearQuantized"
+        kPack "bestiary::kPack"
+        kLinearPlain "bestiary::kLinearPlain"
+        kRmsNorm "bestiary::kRmsNorm"
+        kLayerNorm "bestiary::kLayerNorm"
+        kStore "bestiary::kStore"
+        kAttend "bestiary::kAttend"
+        kSilu "bestiary::kSilu"
+        kSiluMul "bestiary::kSiluMul"
+        kGeluTanh "bestiary::kGeluTanh"
+        kGeluErf "bestiary::kGeluErf"
+        kAdd "bestiary::kAdd"
+        kMul "bestiary::kMul"
+        kScale "bestiary::kScale"
+        kSlice "bestiary::kSlice"
+        kSoftCap "bestiary::kSoftCap"
+    cdef cppclass CPart "bestiary::Part":
+        const CMatrix *matrix
+        const float *bias
+        int slot, correction, sums
+    cdef cppclass CStep "bestiary::Step":
+        int32_t op
+        int a, b, c, out
+        cbool tail, by_position
+        i64 width, group, start
+        float number
+        const float *weight
+        const float *bias
+        const CMatrix *matrix
+        const CLayout *layout
+        const uint8_t *rows
+        CRope rope
+        int table, stream
+        double magnitude
+        vector[double] frequencies
+        vector[CPart] parts
+        vector[pair[int32_t, cbool]] factors
+        CAttention attention
+        vector[float] slopes
+        int cache
+        cbool prefix
+    cdef cppclass CProgram "bestiary::Program":
+        CProgram(const CTable *, int, int) except +
+        int add_slot(i64, cbool) except +
+        void add_step(CStep) except +
+        int add_cache_layer(const CCacheLayer &) except +
+        const vector[CCacheLayer] &cache_layers()
+        cbool accepts(const CCache &)
+        i64 steps()
+        void begin(CCache *, i64, const int32_t *, i64, const int32_t *, const int32_t *, i64, const int32_t *,
+                   const i64 *) except +
+        int run(i64, i64, int (*)(void *) noexcept, void *) except + nogil
+        void commit() noexcept
+        i64 slot_rows(int)
+        i64 slot_width(int)
+        i64 slots()
+        void read_slot(int, float *) noexcept
+        void write_slot(int, const float *) noexcept
+        i64 activation_bytes()
+
+cdef int _pending() except -1:
+    return -1  # the signal handler's exception is set already
+
+
+cdef int _signals(void *unused) noexcept with gil:
+    return PyErr_CheckSignals()
+
+KINDS = {"nibble": 0, "byte": 1, "f32": 2, "f16": 3, "bf16": 4}
+NUMBERS = {"f32": 0, "f16": 1, "bf16": 2, "e8m0": 3}
+_WIDTHS = {"f32": 32, "f16": 16, "bf16": 16, "e8m0": 8}
+cdef i64 _LARGEST = 1 << 46  # of any count: what is multiplied with it later stays inside 64 bits
+
+
+def isas():
+    """The instruction sets that run here, the slowest first."""
+    names = []
+    cdef const CTable *const *list = tables()
+    cdef int i = 0
+    while list[i] != NULL:
+        names.append(list[i].name.decode())
+        i += 1
+    return tuple(names)
+
+
+cdef const CTable *_table(str name) except NULL:
+    cdef const CTable *const *list = tables()
+    cdef int i = 0
+    while list[i] != NULL:
+        if list[i].name.decode() == name:
+            return list[i]
+        i += 1
+    raise ValueError(f"the instruction set {name!r} does not run here; these do: {', '.join(isas())}")
+
+
+def usable_threads():
+    """The least of the affinity mask, the control group's quota rounded down, and the physical cores; at least 1."""
+    return c_usable_threads()
+
+
+cdef int _quantize(const float[:, ::1] rows, uint8_t[:, ::1] out, int block_bytes, bint eight) except -1:
+    cdef i64 blocks = rows.shape[1] // 32, r
+    if rows.shape[1] % 32 or out.shape[0] != rows.shape[0] or out.shape[1] != blocks * block_bytes:
+        raise ValueError(f"rows of {rows.shape[1]} weights into rows of {out.shape[1]} bytes")
+    if not rows.shape[0] or not blocks:
+        return 0
+    with nogil:
+        if eight:
+            c_quantize_q8_0(&rows[0, 0], rows.shape[0] * blocks, &out[0, 0])
+        else:
+            c_quantize_q4_0(&rows[0, 0], rows.shape[0] * blocks, &out[0, 0])
+    return 0
+
+
+def quantize_q8_0_into(const float[:, ::1] rows, uint8_t[:, ::1] out):
+    """Rows of float32 into rows of blocks; both contiguous."""
+    _quantize(rows, out, 34, True)
+
+
+def quantize_q4_0_into(const float[:, ::1] rows, uint8_t[:, ::1] out):
+    """Rows of float32 into rows of blocks; both contiguous."""
+    _quantize(rows, out, 18, False)
+
+
+cdef CField _field(tuple given, i64 count) except *:
+    """(width, offsets, stride, first byte of the plane in the row, bytes of the plane in the row): every address of
+    `count` entries is checked."""
+    cdef CField field
+    width, offsets, stride, start, size = given
+    if not 1 <= width <= 32 or not 1 <= len(offsets) <= 1 << 20 or not 0 <= count <= _LARGEST:
+        raise ValueError(f"a field of {width} bits with {len(offsets)} offsets")
+    period = len(offsets)
+    for i, offset in enumerate(offsets[:count]):
+        last = offset + (count - 1 - i) // period * stride
+        if min(offset, last) < 0 or max(offset, last) + width > 8 * size:
+            raise ValueError(f"a field of {width} bits reaches from bit {min(offset, last)} to "
+                             f"{max(offset, last) + width} of a plane of {size} bytes a row")
+    field.width, field.stride, field.plane_start = width, stride, start
+    for offset in offsets:
+        if not 0 <= offset <= _LARGEST:
+            raise ValueError(f"bit offset {offset}")
+        field.offsets.push_back(offset)
+    field.prepare()
+    return field
+
+
+cdef CFactor _factor(tuple given, i64 count) except *:
+    """(number, field, integer fields, bias)."""
+    cdef CFactor factor
+    number, at, integer, bias = given
+    if number not in NUMBERS:
+        raise ValueError(f"number type {number!r}; known: {', '.join(NUMBERS)}")
+    if at[0] != _WIDTHS[number]:
+        raise ValueError(f"a number of type {number} in {at[0]} bits")
+    if sum(piece[0] for piece in integer) > 24 or abs(bias) > 1 << 24:
+        raise ValueError("an integer factor of more than 24 bits")
+    factor.number = NUMBERS[number]
+    factor.at = _field(at, count)
+    for piece in integer:
+        factor.integer.push_back(_field(piece, count))
+    factor.bias = bias
+    return factor
+
+
+cdef class Layout:
+    """Rows of bytes that the kernels can read: plain numbers, or codes with scales found by bit address."""
+
+    cdef CLayout layout
+    cdef readonly str kind
+
+    def __init__(self, str kind, i64 columns, i64 row_bytes, *, i64 group=0, codes=(), bint signed=False, i64 zero=0,
+                 scale=None, minimum=None, int minimum_sign=1):
+        if kind not in KINDS:
+            raise ValueError(f"kind {kind!r}; known: {', '.join(KINDS)}")
+        if not 1 <= columns <= 1 << 40 or not 1 <= row_bytes <= 1 << 42:
+            raise ValueError(f"rows of {columns} weights in {row_bytes} bytes")
+        self.kind = kind
+        cdef CLayout *l = &self.layout
+        l.columns, l.row_bytes, l.kind = columns, row_bytes, KINDS[kind]
+        if l.kind >= 2:
+            if row_bytes != columns * (4 if kind == "f32" else 2):
+                raise ValueError(f"{columns} {kind} numbers in {row_bytes} bytes")
+            return
+        width = sum(piece[0] for piece in codes)
+        if not 1 <= width <= (4 if kind == "nibble" else 8):
+            raise ValueError(f"codes of {width} bits as {kind}")
+        if group < 1 or group % 32 and group != 16 and group < columns:
+            raise ValueError(f"groups of {group} weights; possible: 16, multiples of 32, the whole row")
+        if abs(zero) > 4096 or minimum_sign not in (1, -1):
+            raise ValueError(f"a zero of {zero}, a minimum's sign of {minimum_sign}")
+        for piece in (*codes, scale[1], *scale[2], *((minimum[1], *minimum[2]) if minimum else ())):
+            if piece[3] < 0 or piece[4] < 0 or piece[3] + piece[4] > row_bytes:
+                raise ValueError(f"a plane of {piece[4]} bytes at {piece[3]} in rows of {row_bytes}")
+        numbers = -(-columns // group)
+        for piece in codes:
+            l.codes.push_back(_field(piece, columns))
+        l.width, l.is_signed, l.group = width, signed, group
+        l.zero = zero + ((1 << (width - 1)) if signed else 0)
+        l.scale = _factor(scale, numbers)
+        l.minimum = minimum is not None
+        if minimum is not None:
+            l.low = _factor(minimum, numbers)
+        l.minimum_sign = minimum_sign
+
+    @property
+    def columns(self):
+        return self.layout.columns
+
+    @property
+    def row_bytes(self):
+        return self.layout.row_bytes
+
+    def decode(self, const uint8_t[:, ::1] rows, float[:, ::1] out):
+        """Rows of bytes -> their weights."""
+        if rows.shape[1] != self.layout.row_bytes or out.shape[0] != rows.shape[0] \
+                or out.shape[1] != self.layout.columns:
+            raise ValueError(f"rows of {rows.shape[1]} bytes into {out.shape[1]} columns")
+        cdef i64 r
+        with nogil:
+            for r in range(rows.shape[0]):
+                self.layout.decode(&rows[r, 0], &out[r, 0])
+
+
+cdef class Matrix:
+    """A weight packed for the kernels: sixteen rows interleaved."""
+
+    cdef CMatrix matrix
+    cdef unique_ptr[Memory] memory
+    cdef readonly Layout layout
+    cdef readonly i64 nbytes
+
+    def __init__(self, Layout layout not None, i64 rows):
+        if not 1 <= rows <= 1 << 40:
+            raise ValueError(f"{rows} rows")
+        self.layout = layout
+        self.matrix = packed_shape(layout.layout, rows)
+        size = int(self.matrix.groups) * int(self.matrix.group_bytes)
+        if size > _LARGEST:
+            raise MemoryError(f"a matrix of {size} bytes")
+        self.nbytes = size
+        self.memory.reset(new Memory(size))
+        self.matrix.data = self.memory.get().data()
+
+    @property
+    def rows(self):
+        return self.matrix.rows
+
+    @property
+    def columns(self):
+        return self.matrix.columns
+
+    @property
+    def quantized(self):
+        return self.matrix.kind < 2
+
+    def pack(self, const uint8_t[:, ::1] rows, i64 start):
+        """Rows of bytes, in the layout, become rows start... Several threads may pack ranges that begin and end at
+        multiples of 16."""
+        cdef i64 count = rows.shape[0]
+        if start < 0 or count > self.matrix.rows - start or rows.shape[1] != self.layout.layout.row_bytes:
+            raise ValueError(f"rows {start}..{start + count} of {rows.shape[1]} bytes into a matrix of "
+                             f"{self.matrix.rows} rows of {self.layout.layout.row_bytes}")
+        if count:
+            with nogil:
+                pack_rows(self.matrix, self.layout.layout, &rows[0, 0], start, count)
+
+    def unpack(self, i64 row, float[::1] out):
+        """One row as numbers."""
+        if not 0 <= row < self.matrix.rows or out.shape[0] != self.matrix.columns:
+            raise ValueError(f"row {row} of {self.matrix.rows} into {out.shape[0]} columns")
+        unpack_row(self.matrix, row, &out[0])
+
+
+cdef class Cache:
+    """Keys and values of several sequences, allocated in steps of 256 positions."""
+
+    cdef unique_ptr[CCache] cache
+    cdef readonly Program program
+
+    def __init__(self, Program program not None, i64 sequences, i64 context, bint k_f16, bint v_f16):
+        if not 1 <= sequences <= 1 << 20 or not 1 <= context <= 1 << 31:
+            raise ValueError(f"a cache of {sequences} sequences of {context} tokens")
+        cdef vector[CCacheLayer] layers = program.program.get().cache_layers()
+        cdef size_t i
+        for i in range(layers.size()):
+            layers[i].k_f16, layers[i].v_f16 = k_f16, v_f16
+        self.cache.reset(new CCache(layers, sequences, context))
+        self.program = program
+
+    cdef int _check(self, i64 sequence, i64 length) except -1:
+        if not 0 <= sequence < self.cache.get().sequences():
+            raise ValueError(f"sequence {sequence}; there are {self.cache.get().sequences()}")
+        if not 0 <= length <= self.cache.get().length(sequence):
+            raise ValueError(f"{length} tokens of a sequence that holds {self.cache.get().length(sequence)}")
+        return 0
+
+    @property
+    def sequences(self):
+        return self.cache.get().sequences()
+
+    @property
+    def context(self):
+        return self.cache.get().context()
+
+    @property
+    def nbytes(self):
+        return self.cache.get().bytes()
+
+    def length(self, i64 sequence):
+        self._check(sequence, 0)
+        return self.cache.get().length(sequence)
+
+    def truncate(self, i64 sequence, i64 length):
+        self._check(sequence, length)
+        self.cache.get().truncate(sequence, length)
+
+    def copy(self, i64 source, i64 target, i64 length):
+        self._check(source, length)
+        self._check(target, 0)
+        with nogil:
+            self.cache.get().copy(source, target, length)
+
+
+cdef class Program:
+    """A list of steps over slots (the activations of all tokens, or of the wanted ones)."""
+
+    cdef unique_ptr[CProgram] program
+    cdef list kept  # what the steps point to
+    cdef list layer_types
+    cdef dict table_counts, table_halves
+    cdef int streams
+    cdef object vocabulary, positions_limit
+    cdef readonly str isa
+
+    def __init__(self, str isa, int threads, int threads_prefill):
+        if not 1 <= threads <= 1024 or not 1 <= threads_prefill <= 1024:
+            raise ValueError(f"{threads} and {threads_prefill} threads; possible: 1 to 1024")
+        self.program.reset(new CProgram(_table(isa), threads, threads_prefill))
+        self.isa, self.kept, self.streams = isa, [], 0
+        self.table_counts, self.table_halves = {}, {}
+        self.vocabulary = self.positions_limit = None
+
+    # ------------------------------------------------------------ building
+
+    def slot(self, i64 width, bint tail):
+        """A place for (tokens, width) numbers; tail: of the wanted tokens only."""
+        if not 1 <= width <= 1 << 31:
+            raise ValueError(f"a slot of {width} columns")
+        return self.program.get().add_slot(width, tail)
+
+    @property
+    def steps(self):
+        return self.program.get().steps()
+
+    cdef i64 _width(self, int slot) except -1:
+        if not 0 <= slot < self.program.get().slots():
+            raise ValueError(f"slot {slot} of {self.program.get().slots()}")
+        return self.program.get().slot_width(slot)
+
+    cdef int _need(self, int slot, i64 width) except -1:
+        if self._width(slot) != width:
+            raise ValueError(f"slot {slot} is {self._width(slot)} columns wide, not {width}")
+        return 0
+
+    cdef const float *_vector(self, values, i64 count) except? NULL:
+        if values is None:
+            return NULL
+        cdef const float[::1] view = values
+        if view.shape[0] != count:
+            raise ValueError(f"{view.shape[0]} values, not {count}")
+        self.kept.append(values)
+        return &view[0]
+
+    def embed_matrix(self, int out, Matrix matrix not None, bint by_position, bint tail=False):
+        cdef CStep s
+        self._need(out, matrix.matrix.columns)
+        s.op, s.out, s.width, s.matrix, s.by_position = kEmbed, out, matrix.matrix.columns, &matrix.matrix, by_position
+        self._limit(matrix.matrix.rows, by_position)
+        self.kept.append(matrix)
+        self.program.get().add_step(s)
+
+    def embed_rows(self, int out, Layout layout not None, const uint8_t[:, ::1] rows, bint by_position):
+        cdef CStep s
+        self._need(out, layout.layout.columns)
+        if rows.shape[1] != layout.layout.row_bytes or rows.shape[0] < 1:
+            raise ValueError(f"rows of {rows.shape[1]} bytes, not {layout.layout.row_bytes}")
+        s.op, s.out, s.width, s.layout, s.by_position = kEmbed, out, layout.layout.columns, &layout.layout, by_position
+        s.rows = &rows[0, 0]
+        self._limit(rows.shape[0], by_position)
+        self.kept.append((layout, rows))
+        self.program.get().add_step(s)
+
+    def _limit(self, rows, by_position):
+        if by_position:
+            self.positions_limit = rows if self.positions_limit is None else min(rows, self.positions_limit)
+            self.streams = max(self.streams, 1)
+        else:
+            self.vocabulary = rows if self.vocabulary is None else min(rows, self.vocabulary)
+
+    def gather(self, int a, int out):
+        cdef CStep s
+        self._need(out, self._width(a))
+        s.op, s.a, s.out, s.width, s.tail = kGather, a, out, self._width(a), True
+        self.program.get().add_step(s)
+
+    def rope_table(self, int table, frequencies, bint halves, double magnitude, int stream):
+        """Cosines and sines of every token's position, for the rope steps that name this table."""
+        cdef CStep s
+        if table != len(self.table_counts) or not len(frequencies) or not 0 <= stream < 64:
+            raise ValueError(f"rope table {table} of {len(frequencies)} pairs, stream {stream}")
+        s.op, s.table, s.stream, s.magnitude = kRopeTable, table, stream, magnitude
+        s.rope.halves, s.rope.count = halves, 2 * len(frequencies)
+        for frequency in frequencies:
+            s.frequencies.push_back(frequency)
+        self.table_counts[table], self.table_halves[table] = 2 * len(frequencies), halves
+        self.streams = max(self.streams, stream + 1)
+        self.program.get().add_step(s)
+
+    def rope(self, int a, int out, int table, i64 head_dim, i64 start):
+        cdef CStep s
+        if table not in self.table_counts or head_dim < 1 or self._width(a) % head_dim or start < 0 \
+                or start + self.table_counts[table] > head_dim:
+            raise ValueError(f"rope table {table} from column {start} of heads of {head_dim}")
+        self._need(out, self._width(a))
+        s.op, s.a, s.out, s.width, s.table = kRope, a, out, self._width(a), table
+        s.rope.heads, s.rope.head_dim, s.rope.start = self._width(a) // head_dim, head_dim, start
+        s.rope.count, s.rope.halves = self.table_counts[table], self.table_halves[table]
+        self.program.get().add_step(s)
+
+    def linear(self, int a, parts, bint tail):
+        """parts: (matrix, bias or None, slot of the result); all of them multiply slot a."""
+        for quantized in (True, False):
+            these = [part for part in parts if part[0].quantized == quantized]
+            if these:
+                self._linear(a, these, quantized, tail)
+
+    cdef _linear(self, int a, list parts, bint quantized, bint tail):
+        cdef CStep prepare, step
+        cdef CPart part
+        cdef Matrix m
+        cdef list factors = []
+        prepare.op, step.op = (kQuantize if quantized else kPack), (kLinearQuantized if quantized else kLinearPlain)
+        prepare.a = a
+        prepare.tail = step.tail = tail
+        prepare.width = step.width = self._width(a)
+        for matrix, bias, out in parts:
+            m = matrix
+            if m.matrix.columns != self._width(a):
+                raise ValueError(f"a matrix of {m.matrix.columns} columns on slot {a}")
+            self._need(out, m.matrix.rows)
+            part.matrix, part.bias, part.slot = &m.matrix, self._vector(bias, m.matrix.rows), out
+            for wanted in ((-m.matrix.zero, bool(m.matrix.half)), (1, bool(m.matrix.half))):
+                if wanted not in factors:
+                    factors.append(wanted)
+            part.correction = factors.index((-m.matrix.zero, bool(m.matrix.half)))
+            part.sums = factors.index((1, bool(m.matrix.half)))
+            step.parts.push_back(part)
+            self.kept.append(m)
+        for factor, half in factors:
+            prepare.factors.push_back(pair[int32_t, cbool](<int32_t>factor, <cbool>half))
+        self.program.get().add_step(prepare)
+        self.program.get().add_step(step)
+
+    def norm(self, str kind, int a, int out, weight, bias, float eps, i64 group, bint tail):
+        cdef CStep s
+        if kind not in ("rms_norm", "layer_norm") or group < 1 or self._width(a) % group:
+            raise ValueError(f"{kind} over groups of {group} of {self._width(a)} columns")
+        self._need(out, self._width(a))
+        s.op, s.a, s.out, s.width, s.tail = (kRmsNorm if kind == "rms_norm" else kLayerNorm), a, out, self._width(a), tail
+        s.weight, s.bias = self._vector(weight, group), self._vector(bias, group)
+        s.number, s.group = eps, group
+        self.program.get().add_step(s)
+
+    def each(self, str kind, int a, int b, int out, float number, bint tail):
+        """A step that works entry by entry; b only where two values go in."""
+        cdef CStep s
+        known = {"silu": kSilu, "silu_mul": kSiluMul, "gelu_tanh": kGeluTanh, "gelu_erf": kGeluErf, "add": kAdd,
+                 "mul": kMul, "scale": kScale, "soft_cap": kSoftCap}
+        if kind not in known:
+            raise ValueError(f"{kind}; known: {', '.join(known)}")
+        self._need(out, self._width(a))
+        if kind in ("silu_mul", "add", "mul"):
+            self._need(b, self._width(a))
+        else:
+            b = a
+        s.op, s.a, s.b, s.out, s.width, s.tail, s.number = known[kind], a, b, out, self._width(a), tail, number
+        self.program.get().add_step(s)
+
+    def slice(self, int a, int out, i64 start, bint tail):
+        cdef CStep s
+        if start < 0 or start + self._width(out) > self._width(a):
+            raise ValueError(f"columns {start}..{start + self._width(out)} of {self._width(a)}")
+        s.op, s.a, s.out, s.start, s.width, s.tail = kSlice, a, out, start, self._width(out), tail
+        self.program.get().add_step(s)
+
+    def attention(self, int q, int k, int v, int out, i64 heads, i64 kv_heads, float scale, float soft_cap, i64 window,
+                  slopes, bint k_f16, bint v_f16):
+        """Two steps: keys and values go to the cache, then the queries attend. Returns the cache's layer."""
+        cdef CStep s
+        cdef CCacheLayer layer
+        if kv_heads < 1 or heads < kv_heads or heads % kv_heads or self._width(q) % heads \
+                or self._width(k) % kv_heads or self._width(v) % kv_heads \
+                or self._width(q) // heads != self._width(k) // kv_heads or len(slopes) not in (0, heads) or window < 0:
+            raise ValueError(f"attention of {heads} heads with {kv_heads} key heads")
+        layer.kv_heads, layer.k_f16, layer.v_f16 = kv_heads, k_f16, v_f16
+        layer.key_dim, layer.value_dim = self._width(k) // kv_heads, self._width(v) // kv_heads
+        self._need(out, heads * layer.value_dim)
+        s.cache = self.program.get().add_cache_layer(layer)
+        s.attention.heads, s.attention.kv_heads = heads, kv_heads
+        s.attention.key_dim, s.attention.value_dim = layer.key_dim, layer.value_dim
+        s.attention.value_stride = (layer.value_dim + 15) // 16 * 16
+        s.attention.scale, s.attention.soft_cap, s.attention.window = scale, soft_cap, window
+        s.attention.k_f16, s.attention.v_f16 = k_f16, v_f16
+        s.op, s.a, s.b, s.width = kStore, k, v, self._width(k) + self._width(v)
+        self.program.get().add_step(s)
+        for slope in slopes:
+            s.slopes.push_back(slope)
+        s.op, s.a, s.b, s.out, s.width = kAttend, q, q, out, self._width(q)
+        self.program.get().add_step(s)
+        return s.cache
+
+    # ------------------------------------------------------------ running
+
+    def begin(self, Cache cache not None, ids, const int32_t[:, ::1] positions, const int32_t[::1] sequences,
+              const int32_t[::1] wanted, prefixes):
+        """Starts a forward over n tokens. Checks all that the steps rely on; raises ValueError."""
+        cdef i64 n = sequences.shape[0], i
+        cdef CCache *c = cache.cache.get()
+        cdef CProgram *p = self.program.get()
+        cdef const int32_t[::1] tokens
+        cdef const int32_t *id_pointer = NULL
+        cdef vector[i64] counts, prefix
+        if n < 1:
+            raise ValueError("a batch of no tokens")
+        if ids is not None:
+            tokens = ids
+            if tokens.shape[0] != n:
+                raise ValueError(f"{tokens.shape[0]} ids for {n} tokens")
+            id_pointer = &tokens[0]
+            if self.vocabulary is not None:
+                for i in range(n):
+                    if not 0 <= tokens[i] < self.vocabulary:
+                        raise ValueError(f"token id {tokens[i]}; the vocabulary has {self.vocabulary}")
+        elif self.vocabulary is not None:
+            raise ValueError("this graph begins with token ids, not with hidden rows")
+        if positions.shape[1] != n or positions.shape[0] < self.streams:
+            raise ValueError(f"positions of {positions.shape[0]} x {positions.shape[1]}; needed: {self.streams} x {n}")
+        if self.positions_limit is not None:
+            for i in range(n):
+                if not 0 <= positions[0, i] < self.positions_limit:
+                    raise ValueError(f"position {positions[0, i]}; the model has {self.positions_limit}")
+        if not p.accepts(c[0]):
+            raise ValueError("the cache belongs to another plan")
+        counts.assign(c.sequences(), 0)
+        prefix.assign(c.sequences(), 0)
+        for i in range(n):
+            if not 0 <= sequences[i] < c.sequences():
+                raise ValueError(f"sequence {sequences[i]}; the cache has {c.sequences()}")
+            counts[sequences[i]] += 1
+        for i in range(<i64>counts.size()):
+            if c.length(i) + counts[i] > c.context():
+                raise ValueError(f"sequence {i} would hold {c.length(i) + counts[i]} tokens; the context is "
+                                 f"{c.context()}")
+        for sequence, length in (prefixes or {}).items():
+            if not 0 <= sequence < c.sequences():
+                raise ValueError(f"sequence {sequence}; the cache has {c.sequences()}")
+            if length > c.length(sequence) and counts[sequence] and length > c.length(sequence) + counts[sequence]:
+                raise ValueError(f"a prefix of {length} tokens, of which only {c.length(sequence) + counts[sequence]} "
+                                 "are there; it takes one forward")
+            prefix[sequence] = length
+        for i in range(wanted.shape[0]):
+            if not 0 <= wanted[i] < n:
+                raise ValueError(f"token {wanted[i]} is wanted of a batch of {n}")
+        p.begin(c, n, id_pointer, positions.shape[0], &positions[0, 0], &sequences[0], wanted.shape[0],
+                &wanted[0] if wanted.shape[0] else NULL, prefix.data())
+
+    def run(self, i64 start, i64 stop):
+        """Runs steps start..stop-1; raises what a signal handler raised meanwhile (KeyboardInterrupt)."""
+        cdef int result
+        if not 0 <= start <= stop <= self.program.get().steps():
+            raise ValueError(f"steps {start}..{stop} of {self.program.get().steps()}")
+        with nogil:
+            result = self.program.get().run(start, stop, _signals, NULL)
+        if result:
+            _pending()
+
+    def commit(self):
+        """The cache now holds the tokens of the batch."""
+        self.program.get().commit()
+
+    def read(self, int slot, float[:, ::1] out):
+        """A slot's numbers."""
+        if out.shape[0] != self.program.get().slot_rows(slot) or out.shape[1] != self._width(slot):
+            raise ValueError(f"slot {slot} is {self.program.get().slot_rows(slot)} x {self._width(slot)}, not "
+                             f"{out.shape[0]} x {out.shape[1]}")
+        if out.shape[0]:
+            self.program.get().read_slot(slot, &out[0, 0])
+
+    def write(self, int slot, const float[:, ::1] values):
+        """Sets a slot's numbers."""
+        if values.shape[1] != self._width(slot) or values.shape[0] != self.program.get().slot_rows(slot):
+            raise ValueError(f"slot {slot} is {self.program.get().slot_rows(slot)} x {self._width(slot)}, not "
+                             f"{values.shape[0]} x {values.shape[1]}")
+        if values.shape[0]:
+            self.program.get().write_slot(slot, &values[0, 0])
+
+    def rows(self, int slot):
+        """Rows that the slot has in the forward begun last."""
+        self._width(slot)
+        return self.program.get().slot_rows(slot)

@@ -1,0 +1,531 @@
+// Every kernel that is written once over sixteen floats, so that all instruction sets give the same bits.
+// Included after one of vec_*.h, into the anonymous namespace of that instruction set's source file: nothing here may
+// be shared with another one. For the same reason no template of the standard library is used.
+#pragma once
+#include "table.h"
+
+namespace {
+
+using namespace bestiary;
+
+inline i64 least(i64 a, i64 b) { return a < b ? a : b; }
+inline i64 most(i64 a, i64 b) { return a > b ? a : b; }
+inline float lane0(F x) {
+    float v[16];
+    st(v, x);
+    return v[0];
+}
+inline int32_t float_bits(float x) {
+    int32_t b;
+    std::memcpy(&b, &x, 4);
+    return b;
+}
+inline float bits_float(int32_t b) {
+    float x;
+    std::memcpy(&x, &b, 4);
+    return x;
+}
+constexpr float kInfinity = __builtin_huge_valf();
+
+// ---------------------------------------------------------------- functions of a number
+
+// e ** x, within 1 unit of the last place or so; 0 and infinity where it leaves the range; NaN stays NaN.
+inline F exp_(F x) {
+    x = min_(bc(89.0f), max_(bc(-104.0f), x)); // the second operand survives where it is NaN
+    F t = fma_(x, bc(1.44269504088896341f), bc(12582912.0f)); // 1.5 * 2 ** 23: rounds to an integer
+    I n = subi(as_i(t), bci(0x4B400000));
+    F nf = sub(t, bc(12582912.0f));
+    F r = fma_(nf, bc(-0.693359375f), x); // log 2 in two parts
+    r = fma_(nf, bc(2.12194440e-4f), r);
+    F p = fma_(bc(1.9875691500e-4f), r, bc(1.3981999507e-3f));
+    p = fma_(p, r, bc(8.3334519073e-3f));
+    p = fma_(p, r, bc(4.1665795894e-2f));
+    p = fma_(p, r, bc(1.6666665459e-1f));
+    p = fma_(p, r, bc(5.0000001201e-1f));
+    p = add(fma_(p, mul(r, r), r), bc(1.0f));
+    I h = half_i(n); // 2 ** n as two factors, so that neither leaves the range
+    p = mul(p, as_f(shl23(addi(h, bci(127)))));
+    return mul(p, as_f(shl23(addi(subi(n, h), bci(127)))));
+}
+inline float exp1(float x) { return lane0(exp_(bc(x))); }
+
+inline F tanh_(F x) {
+    I sign = andi(as_i(x), bci((int32_t)0x80000000));
+    F a = as_f(andi(as_i(x), bci(0x7FFFFFFF)));
+    F z = mul(x, x);
+    F p = fma_(bc(-5.70498872745e-3f), z, bc(2.06390887954e-2f));
+    p = fma_(p, z, bc(-5.37397155531e-2f));
+    p = fma_(p, z, bc(1.33314422036e-1f));
+    p = fma_(p, z, bc(-3.33332819422e-1f));
+    F small = fma_(mul(p, z), x, x);
+    F big = sub(bc(1.0f), div(bc(2.0f), add(exp_(add(a, a)), bc(1.0f))));
+    return sel_lt(a, bc(0.625f), small, as_f(ori(as_i(big), sign)));
+}
+
+inline F silu1(F x) { return div(x, add(bc(1.0f), exp_(sub(bc(0.0f), x)))); }
+
+inline F gelu_tanh1(F x) {
+    F inner = mul(bc(0.79788456080286536f), fma_(mul(mul(bc(0.044715f), x), x), x, x));
+    return mul(mul(bc(0.5f), x), add(bc(1.0f), tanh_(inner)));
+}
+
+// x * Phi(x). erfc(y) = exp(-y * y) * t * P(t) with t = 1 / (1 + 0.4 y), a fit of relative error 6e-8 for y >= 0.
+inline F gelu_erf1(F x) {
+    F y = mul(as_f(andi(as_i(x), bci(0x7FFFFFFF))), bc(0.70710678118654752f));
+    F t = div(bc(1.0f), fma_(bc(0.4f), y, bc(1.0f)));
+    F p = fma_(bc(0.0402625993f), t, bc(-0.135448212f));
+    p = fma_(p, t, bc(0.0737966136f));
+    p = fma_(p, t, bc(0.0997799062f));
+    p = fma_(p, t, bc(0.0714745838f));
+    p = fma_(p, t, bc(0.196977029f));
+    p = fma_(p, t, bc(0.200955072f));
+    p = fma_(p, t, bc(0.226576195f));
+    p = fma_(p, t, bc(0.22562627f));
+    F half = mul(mul(bc(0.5f), mul(p, t)), exp_(sub(bc(0.0f), mul(y, y)))); // erfc / 2 = Phi(-|x|)
+    return mul(x, sel_lt(x, bc(0.0f), half, sub(bc(1.0f), half)));
+}
+
+template <typename Function> inline void map1(const float *x, float *out, i64 n, Function f) {
+    i64 i = 0;
+    for (; i + 16 <= n; i += 16) st(out + i, f(ld(x + i)));
+    if (i < n) st_n(out + i, f(ld_n(x + i, n - i)), n - i);
+}
+template <typename Function> inline void map2(const float *x, const float *y, float *out, i64 n, Function f) {
+    i64 i = 0;
+    for (; i + 16 <= n; i += 16) st(out + i, f(ld(x + i), ld(y + i)));
+    if (i < n) st_n(out + i, f(ld_n(x + i, n - i), ld_n(y + i, n - i)), n - i);
+}
+void silu(const float *x, float *out, i64 n) { map1(x, out, n, [](F a) { return silu1(a); }); }
+void silu_mul(const float *x, const float *y, float *out, i64 n) {
+    map2(x, y, out, n, [](F a, F b) { return mul(silu1(a), b); });
+}
+void gelu_tanh(const float *x, float *out, i64 n) { map1(x, out, n, [](F a) { return gelu_tanh1(a); }); }
+void gelu_erf(const float *x, float *out, i64 n) { map1(x, out, n, [](F a) { return gelu_erf1(a); }); }
+void add_rows(const float *x, const float *y, float *out, i64 n) {
+    map2(x, y, out, n, [](F a, F b) { return add(a, b); });
+}
+void mul_rows(const float *x, const float *y, float *out, i64 n) {
+    map2(x, y, out, n, [](F a, F b) { return mul(a, b); });
+}
+void scale_row(const float *x, float factor, float *out, i64 n) {
+    F f = bc(factor);
+    map1(x, out, n, [f](F a) { return mul(a, f); });
+}
+void soft_cap(const float *x, float cap, float *out, i64 n) {
+    F c = bc(cap);
+    map1(x, out, n, [c](F a) { return mul(c, tanh_(div(a, c))); });
+}
+void to_f16(const float *x, uint16_t *out, i64 n) {
+    i64 i = 0;
+    for (; i + 16 <= n; i += 16) st_f16(out + i, ld(x + i));
+    if (i < n) {
+        uint16_t rest[16];
+        st_f16(rest, ld_n(x + i, n - i));
+        for (i64 j = 0; i + j < n; ++j) out[i + j] = rest[j];
+    }
+}
+void from_f16(const uint16_t *x, float *out, i64 n) {
+    i64 i = 0;
+    for (; i + 16 <= n; i += 16) st(out + i, ld_f16(x + i));
+    if (i < n) {
+        uint16_t rest[16] = {};
+        for (i64 j = 0; i + j < n; ++j) rest[j] = x[i + j];
+        st_n(out + i, ld_f16(rest), n - i);
+    }
+}
+
+// ---------------------------------------------------------------- norms and rope
+
+// Sums run over sixteen lanes, added up at the end by halves.
+void rms_norm(const float *x, const float *weight, float *out, i64 width, i64 group, float eps) {
+    for (i64 g = 0; g < width; g += group, x += group, out += group) {
+        F sum = bc(0.0f);
+        for (i64 i = 0; i < group; i += 16) {
+            F a = i + 16 <= group ? ld(x + i) : ld_n(x + i, group - i);
+            sum = fma_(a, a, sum);
+        }
+        F r = bc(1.0f / sqrt1(hsum(sum) / (float)group + eps));
+        if (weight) map2(x, weight, out, group, [r](F a, F w) { return mul(mul(a, r), w); });
+        else map1(x, out, group, [r](F a) { return mul(a, r); });
+    }
+}
+
+void layer_norm(const float *x, const float *weight, const float *bias, float *out, i64 width, i64 group, float eps) {
+    for (i64 g = 0; g < width; g += group, x += group, out += group) {
+        F sum = bc(0.0f);
+        for (i64 i = 0; i < group; i += 16) sum = add(sum, i + 16 <= group ? ld(x + i) : ld_n(x + i, group - i));
+        F mean = bc(hsum(sum) / (float)group);
+        sum = bc(0.0f);
+        i64 i = 0;
+        for (; i + 16 <= group; i += 16) {
+            F a = sub(ld(x + i), mean);
+            sum = fma_(a, a, sum);
+        }
+        float squares = hsum(sum);
+        for (; i < group; ++i) {
+            float a = x[i] - lane0(mean);
+            squares = fma1(a, a, squares);
+        }
+        F r = bc(1.0f / sqrt1(squares / (float)group + eps));
+        map1(x, out, group, [mean, r](F a) { return mul(sub(a, mean), r); });
+        if (weight) mul_rows(out, weight, out, group);
+        if (bias) add_rows(out, bias, out, group);
+    }
+}
+
+// table: for halves the cosines of all pairs, then the sines; for adjacent pairs both for every column (the sine's sign
+// changes from column to column).
+void rope(const Rope &r, const float *x, const float *table, float *out) {
+    const float *c = table, *s = table + (r.halves ? r.count / 2 : r.count);
+    for (i64 h = 0; h < r.heads; ++h, x += r.head_dim, out += r.head_dim) {
+        if (out != x) {
+            std::memcpy(out, x, (size_t)r.start * 4);
+            i64 end = r.start + r.count;
+            std::memcpy(out + end, x + end, (size_t)(r.head_dim - end) * 4);
+        }
+        const float *a = x + r.start;
+        float *o = out + r.start;
+        i64 n = r.halves ? r.count / 2 : r.count;
+        for (i64 i = 0; i < n; i += 16) {
+            i64 m = least(16, n - i);
+            F x0 = ld_n(a + i, m), cos = ld_n(c + i, m), sin = ld_n(s + i, m);
+            if (r.halves) {
+                F x1 = ld_n(a + n + i, m);
+                st_n(o + i, sub(mul(x0, cos), mul(x1, sin)), m);
+                st_n(o + n + i, add(mul(x1, cos), mul(x0, sin)), m);
+            } else {
+                st_n(o + i, add(mul(x0, cos), mul(swap2(x0), sin)), m);
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------- activations
+
+void quantize(const float *x, i64 stride, i64 columns, i64 t0, i64 t1, i64 b0, i64 b1, const Input &in,
+              const Sums *sums, i64 count) {
+    const I magnitude = bci(0x7FFFFFFF), magic = bci(0x4B400000);
+    for (i64 t = t0; t < t1; ++t) {
+        for (i64 b = b0; b < b1; ++b) {
+            const float *p = x + t * stride + b * kBlock;
+            i64 n = least(kBlock, columns - b * kBlock);
+            F v0 = ld_n(p, least(n, 16)), v1 = n > 16 ? ld_n(p + 16, n - 16) : bc(0.0f);
+            int32_t top = hmaxi(maxi(andi(as_i(v0), magnitude), andi(as_i(v1), magnitude)));
+            float amax = bits_float(top), scale = amax / 127.0f, inverse = 127.0f / amax;
+            if (!(amax >= 1e-36f && amax < kInfinity)) { // the inverse would leave the range
+                v0 = v1 = bc(0.0f);
+                inverse = 0.0f;
+                scale = amax < 1e-36f ? 0.0f : bits_float(0x7FC00000); // infinite or NaN: so is every result
+            }
+            v0 = mul(v0, bc(inverse)), v1 = mul(v1, bc(inverse));
+            int8_t *codes = in.codes + (b * in.tokens + t) * kBlock;
+            st_i8(codes, v0), st_i8(codes + 16, v1);
+            in.scales[b * in.tokens + t] = scale;
+            int32_t s0 = hsumi(subi(as_i(add(v0, bc(12582912.0f))), magic));
+            int32_t s1 = hsumi(subi(as_i(add(v1, bc(12582912.0f))), magic));
+            for (i64 i = 0; i < count; ++i) {
+                const Sums &s = sums[i];
+                if (s.half) {
+                    s.values[2 * b * in.tokens + t] = s.factor * s0;
+                    s.values[(2 * b + 1) * in.tokens + t] = s.factor * s1;
+                } else {
+                    s.values[b * in.tokens + t] = s.factor * (s0 + s1);
+                }
+            }
+        }
+    }
+}
+
+// Sixteen scales or minimums of a header.
+inline F header_values(const uint8_t *p, bool wide) {
+    return wide ? ld((const float *)p) : ld_f16((const uint16_t *)p);
+}
+inline i64 header_step(const Matrix &m) { return m.wide ? 64 : 32; }
+
+// Results of 16 rows of a token, as far as the rows exist.
+inline void put(float *out, F acc, const float *bias, i64 row, i64 rows) {
+    i64 n = rows - row;
+    if (n >= 16) st(out + row, bias ? add(acc, ld(bias + row)) : acc);
+    else st_n(out + row, bias ? add(acc, ld_n(bias + row, n)) : acc, n);
+}
+
+// ---------------------------------------------------------------- unquantized weights
+
+struct LoadF32 { static constexpr i64 size = 4; static F at(const uint8_t *p) { return ld((const float *)p); } };
+struct LoadF16 { static constexpr i64 size = 2; static F at(const uint8_t *p) { return ld_f16((const uint16_t *)p); } };
+struct LoadBF16 { static constexpr i64 size = 2; static F at(const uint8_t *p) { return ld_bf16((const uint16_t *)p); } };
+
+// acc[token][group of rows] += the partial sum of `columns` columns.
+template <typename Load, int Tokens, int Groups>
+inline void plain_tile(const uint8_t *w0, const uint8_t *w1, const float *x, i64 columns, float *acc) {
+    F s[Tokens][Groups];
+    for (int t = 0; t < Tokens; ++t)
+        for (int g = 0; g < Groups; ++g) s[t][g] = bc(0.0f);
+    for (i64 c = 0; c < columns; ++c) {
+        F a0 = Load::at(w0 + c * 16 * Load::size), a1 = Groups > 1 ? Load::at(w1 + c * 16 * Load::size) : a0;
+#pragma GCC unroll 8
+        for (int t = 0; t < Tokens; ++t) {
+            F b = bc(x[t * kSlab + c]);
+            s[t][0] = fma_(a0, b, s[t][0]);
+            if (Groups > 1) s[t][Groups - 1] = fma_(a1, b, s[t][Groups - 1]);
+        }
+    }
+    for (int t = 0; t < Tokens; ++t)
+        for (int g = 0; g < Groups; ++g) {
+            float *p = acc + (t * 2 + g) * 16;
+            st(p, add(ld(p), s[t][g]));
+        }
+}
+
+template <typename Load, int Groups, int Tokens>
+inline void plain_rest(i64 rest, const uint8_t *w0, const uint8_t *w1, const float *x, i64 columns, float *acc) {
+    if (rest == Tokens) plain_tile<Load, Tokens, Groups>(w0, w1, x, columns, acc);
+    else if constexpr (Tokens > 1) plain_rest<Load, Groups, Tokens - 1>(rest, w0, w1, x, columns, acc);
+}
+
+template <typename Load, int Groups>
+inline void plain_tokens(const uint8_t *w0, const uint8_t *w1, const float *x, i64 tokens, i64 columns, float *acc) {
+    i64 t = 0;
+    for (; t + kTileTokens <= tokens; t += kTileTokens)
+        plain_tile<Load, kTileTokens, Groups>(w0, w1, x + t * kSlab, columns, acc + t * 32);
+    if (t < tokens) plain_rest<Load, Groups, kTileTokens>(tokens - t, w0, w1, x + t * kSlab, columns, acc + t * 32);
+}
+
+template <typename Load, int Groups>
+void plain_groups(const Matrix &m, const float *x, i64 tokens, i64 g, const float *bias, float *out, i64 stride,
+                  uint8_t *scratch) {
+    float *acc = (float *)scratch, *panel = acc + tokens * 32; // acc: [token][2][16]
+    const uint8_t *w = m.data + g * m.group_bytes, *w1 = Groups > 1 ? w + m.group_bytes : w;
+    std::memset(acc, 0, (size_t)tokens * 128);
+    for (i64 c = 0; c < m.columns; c += kSlab) {
+        i64 n = least(kSlab, m.columns - c);
+        const uint8_t *p0 = w + c * 16 * Load::size, *p1 = w1 + c * 16 * Load::size;
+        if (Load::size < 4 && tokens > kTileTokens) { // converted once for all tokens
+            for (i64 i = 0; i < n; ++i) {
+                st(panel + i * 16, Load::at(p0 + i * 16 * Load::size));
+                if (Groups > 1) st(panel + (kSlab + i) * 16, Load::at(p1 + i * 16 * Load::size));
+            }
+            plain_tokens<LoadF32, Groups>((uint8_t *)panel, (uint8_t *)(panel + kSlab * 16), x + c * tokens, tokens, n,
+                                          acc);
+        } else {
+            plain_tokens<Load, Groups>(p0, p1, x + c * tokens, tokens, n, acc);
+        }
+    }
+    for (i64 t = 0; t < tokens; ++t)
+        for (i64 i = 0; i < Groups; ++i)
+            put(out + t * stride, ld(acc + (t * 2 + i) * 16), bias, (g + i) * 16, m.rows);
+}
+
+template <typename Load>
+void plain_all(const Matrix &m, const float *x, i64 tokens, i64 g0, i64 g1, const float *bias, float *out, i64 stride,
+               uint8_t *scratch) {
+    i64 g = g0;
+    for (; g + 2 <= g1; g += 2) plain_groups<Load, 2>(m, x, tokens, g, bias, out, stride, scratch);
+    if (g < g1) plain_groups<Load, 1>(m, x, tokens, g, bias, out, stride, scratch);
+}
+
+void linear_plain(const Matrix &m, const float *x, i64 tokens, i64 g0, i64 g1, const float *bias, float *out,
+                  i64 stride, uint8_t *scratch) {
+    switch (m.kind) {
+    case kF32: return plain_all<LoadF32>(m, x, tokens, g0, g1, bias, out, stride, scratch);
+    case kF16: return plain_all<LoadF16>(m, x, tokens, g0, g1, bias, out, stride, scratch);
+    default: return plain_all<LoadBF16>(m, x, tokens, g0, g1, bias, out, stride, scratch);
+    }
+}
+i64 plain_scratch(const Matrix &, i64 tokens) { return tokens * 128 + 2 * kSlab * 64; }
+
+// ---------------------------------------------------------------- attention
+
+// Scores of `Rows` rows and 64 keys: q [row][dim], k [dim][64] -> s [row][64].
+template <int Rows, int Vectors> inline void scores(const float *q, const float *k, i64 dim, float *s) {
+    for (int j0 = 0; j0 < 4; j0 += Vectors) {
+        F a[Rows][Vectors];
+        for (int r = 0; r < Rows; ++r)
+            for (int j = 0; j < Vectors; ++j) a[r][j] = bc(0.0f);
+        for (i64 d = 0; d < dim; ++d) {
+            F b[Vectors];
+#pragma GCC unroll 4
+            for (int j = 0; j < Vectors; ++j) b[j] = ld(k + d * kKeys + (j0 + j) * 16);
+#pragma GCC unroll 8
+            for (int r = 0; r < Rows; ++r) {
+                F c = bc(q[r * dim + d]);
+#pragma GCC unroll 4
+                for (int j = 0; j < Vectors; ++j) a[r][j] = fma_(c, b[j], a[r][j]);
+            }
+        }
+        for (int r = 0; r < Rows; ++r)
+            for (int j = 0; j < Vectors; ++j) st(s + r * kKeys + (j0 + j) * 16, a[r][j]);
+    }
+}
+template <int Rows> inline void scores_rest(i64 rest, const float *q, const float *k, i64 dim, float *s) {
+    if (rest == Rows) scores<Rows, kTileVectors>(q, k, dim, s);
+    else if constexpr (Rows > 1) scores_rest<Rows - 1>(rest, q, k, dim, s);
+}
+
+// acc[row][16 * Vectors] = acc * factor[row] + p[row][lo..hi] v[lo..hi]; the rows' ranges of keys may differ.
+template <int Rows, int Vectors>
+inline void values(const float *p, const float *v, i64 v_stride, const float *factor, const int32_t *lo,
+                   const int32_t *hi, float *acc, i64 acc_stride) {
+    F a[Rows][Vectors];
+    int32_t first = 0, last = kKeys, begin = kKeys, end = 0;
+    for (int r = 0; r < Rows; ++r) {
+        for (int j = 0; j < Vectors; ++j) a[r][j] = mul(ld(acc + r * acc_stride + 16 * j), bc(factor[r]));
+        first = lo[r] > first ? lo[r] : first, last = hi[r] < last ? hi[r] : last;
+        begin = lo[r] < begin ? lo[r] : begin, end = hi[r] > end ? hi[r] : end;
+    }
+    if (first > last) first = last = end; // nothing that all rows see
+    auto guarded = [&](int32_t from, int32_t to) { // keys that not all rows see: theirs may hold anything
+        for (int32_t i = from; i < to; ++i)
+            for (int r = 0; r < Rows; ++r)
+                if (i >= lo[r] && i < hi[r])
+                    for (int j = 0; j < Vectors; ++j)
+                        a[r][j] = fma_(bc(p[r * kKeys + i]), ld(v + i * v_stride + 16 * j), a[r][j]);
+    };
+    guarded(begin, first);
+    for (int32_t i = first; i < last; ++i) {
+        F b[Vectors];
+#pragma GCC unroll 4
+        for (int j = 0; j < Vectors; ++j) b[j] = ld(v + i * v_stride + 16 * j);
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) {
+            F c = bc(p[r * kKeys + i]);
+#pragma GCC unroll 4
+            for (int j = 0; j < Vectors; ++j) a[r][j] = fma_(c, b[j], a[r][j]);
+        }
+    }
+    guarded(last, end);
+    for (int r = 0; r < Rows; ++r)
+        for (int j = 0; j < Vectors; ++j) st(acc + r * acc_stride + 16 * j, a[r][j]);
+}
+template <int Rows, int Vectors>
+inline void values_rest(i64 rest, const float *p, const float *v, i64 v_stride, const float *factor, const int32_t *lo,
+                        const int32_t *hi, float *acc, i64 acc_stride) {
+    if (rest == Rows) values<Rows, Vectors>(p, v, v_stride, factor, lo, hi, acc, acc_stride);
+    else if constexpr (Rows > 1)
+        values_rest<Rows - 1, Vectors>(rest, p, v, v_stride, factor, lo, hi, acc, acc_stride);
+}
+
+// A state is {maximum, sum, 14 unused, values}; sum < 0: no key seen.
+inline void clear_state(const Attention &a, float *state) {
+    std::memset(state, 0, (size_t)state_size(a) * 4);
+    state[0] = -kInfinity;
+    state[1] = -1.0f;
+}
+
+void merge(const Attention &a, const float *from, float *into) {
+    if (from[1] < 0.0f) return;
+    if (into[1] < 0.0f) {
+        std::memcpy(into, from, (size_t)state_size(a) * 4);
+        return;
+    }
+    float top = from[0] > into[0] ? from[0] : into[0];
+    float f = exp1(from[0] - top), g = exp1(into[0] - top);
+    into[0] = top;
+    into[1] = fma1(into[1], g, from[1] * f);
+    F vf = bc(f), vg = bc(g);
+    for (i64 i = 16; i < state_size(a); i += 16) st(into + i, fma_(ld(into + i), vg, mul(ld(from + i), vf)));
+}
+
+void finish(const Attention &a, const float *state, float *out) {
+    F inverse = bc(1.0f / state[1]);
+    map1(state + 16, out, a.value_dim, [inverse](F x) { return mul(x, inverse); });
+}
+
+i64 attend_scratch(const Attention &a, i64 rows) {
+    return 4 * (round_up(rows * a.key_dim, 16) + a.key_dim * kKeys + kKeys * a.value_stride + rows * kKeys +
+                rows * state_size(a) + 3 * round_up(rows, 16));
+}
+
+// Masks a row's scores, turns them into weights, and returns by what the sums so far are to be multiplied.
+inline float soften(const Attention &a, float *s, float *state, int32_t lo, int32_t hi, float slope, i64 distance) {
+    F v[4];
+    const F lowest = bc(-kInfinity);
+    alignas(64) static const float kIota[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (int j = 0; j < 4; ++j) {
+        v[j] = ld(s + 16 * j);
+        if (a.soft_cap != 0.0f) v[j] = mul(bc(a.soft_cap), tanh_(div(v[j], bc(a.soft_cap))));
+        F index = add(ld(kIota), bc((float)(16 * j)));
+        if (a.slopes) v[j] = fma_(bc(slope), add(index, bc((float)distance)), v[j]);
+        if (lo > 0) v[j] = sel_lt(index, bc((float)lo), lowest, v[j]);
+        if (hi < kKeys) v[j] = sel_lt(index, bc((float)hi), v[j], lowest);
+    }
+    if (state[1] < 0.0f) state[1] = 0.0f;
+    float top = hmax(max_(max_(v[0], v[1]), max_(v[2], v[3])));
+    top = state[0] > top ? state[0] : top;
+    for (int j = 0; j < 4; ++j) {
+        v[j] = exp_(sub(v[j], bc(top)));
+        st(s + 16 * j, v[j]);
+    }
+    float factor = exp1(state[0] - top);
+    state[0] = top;
+    state[1] = fma1(state[1], factor, hsum(add(add(v[0], v[1]), add(v[2], v[3]))));
+    return factor;
+}
+
+void attend(const Attention &a, const Query *queries, i64 count, const float *q, i64 q_stride, i64 kv_head,
+            const void *k, const void *v, i64 first, float *state, uint8_t *scratch) {
+    const i64 group = a.heads / a.kv_heads, rows = count * group, size = state_size(a);
+    float *qs = (float *)scratch, *ks = qs + round_up(rows * a.key_dim, 16), *vs = ks + a.key_dim * kKeys;
+    float *p = vs + kKeys * a.value_stride, *part = p + rows * kKeys, *factor = part + rows * size;
+    int32_t *lo = (int32_t *)(factor + round_up(rows, 16)), *hi = lo + round_up(rows, 16);
+    for (i64 i = 0; i < count; ++i) // the group's heads stand beside one another
+        scale_row(q + queries[i].row * q_stride + kv_head * group * a.key_dim, a.scale, qs + i * group * a.key_dim,
+                  group * a.key_dim);
+    for (i64 r = 0; r < rows; ++r) clear_state(a, part + r * size);
+    for (i64 block = 0; block < kSegment / kKeys; ++block) {
+        const i64 base = first + block * kKeys;
+        i64 begin = kKeys, end = 0;
+        for (i64 r = 0; r < rows; ++r) {
+            const Query &query = queries[r / group];
+            i64 from = a.window > 0 ? query.position - a.window + 1 : 0;
+            hi[r] = (int32_t)least(kKeys, most(0, query.visible - base));
+            lo[r] = (int32_t)least(hi[r], most(0, from - base));
+            if (lo[r] < hi[r]) begin = least(begin, lo[r]), end = most(end, hi[r]);
+        }
+        if (begin >= end) continue;
+        const float *kb, *vb;
+        if (a.k_f16) {
+            from_f16((const uint16_t *)k + block * a.key_dim * kKeys, ks, a.key_dim * kKeys);
+            kb = ks;
+        } else {
+            kb = (const float *)k + block * a.key_dim * kKeys;
+        }
+        if (a.v_f16) {
+            const uint16_t *from = (const uint16_t *)v + (block * kKeys + begin) * a.value_stride;
+            from_f16(from, vs + begin * a.value_stride, (end - begin) * a.value_stride);
+            vb = vs;
+        } else {
+            vb = (const float *)v + block * kKeys * a.value_stride;
+        }
+        for (i64 r0 = 0; r0 < rows; r0 += kTileRows) {
+            const i64 n = least(kTileRows, rows - r0);
+            bool any = false;
+            for (i64 r = r0; r < r0 + n; ++r) any = any || lo[r] < hi[r];
+            if (!any) continue;
+            scores_rest<kTileRows>(n, qs + r0 * a.key_dim, kb, a.key_dim, p + r0 * kKeys);
+            for (i64 r = r0; r < r0 + n; ++r) {
+                factor[r] = 1.0f;
+                if (lo[r] >= hi[r]) continue;
+                float slope = a.slopes ? a.slopes[kv_head * group + r % group] : 0.0f;
+                factor[r] = soften(a, p + r * kKeys, part + r * size, lo[r], hi[r], slope,
+                                   base - queries[r / group].position);
+            }
+            float *acc = part + r0 * size + 16;
+            i64 d = 0;
+            for (; d + 16 * kTileVectors <= a.value_stride; d += 16 * kTileVectors)
+                values_rest<kTileRows, kTileVectors>(n, p + r0 * kKeys, vb + d, a.value_stride, factor + r0, lo + r0,
+                                                     hi + r0, acc + d, size);
+            for (; d < a.value_stride; d += 16)
+                values_rest<kTileRows, 1>(n, p + r0 * kKeys, vb + d, a.value_stride, factor + r0, lo + r0, hi + r0,
+                                          acc + d, size);
+        }
+    }
+    for (i64 r = 0; r < rows; ++r) merge(a, part + r * size, state + r * size);
+}
+
+} // namespace
+
+#define BESTIARY_TABLE(NAME, ROWS)                                                                                     \
+    {NAME, ROWS, quantize, linear_quantized, quantized_scratch, linear_plain, plain_scratch, rms_norm, layer_norm,     \
+     rope, silu, silu_mul, gelu_tanh, gelu_erf, add_rows, mul_rows, scale_row, soft_cap, to_f16, from_f16, attend,     \
+     attend_scratch, merge, finish}

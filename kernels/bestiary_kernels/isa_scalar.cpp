@@ -1,0 +1,50 @@
+// The kernels in plain C++: the reference of every instruction set, and what other hosts run.
+#include "vec_scalar.h"
+
+#include "generic.h"
+
+namespace {
+
+// Sixteen rows and one token.
+void quantized_row(const Matrix &m, const uint8_t *w, const Input &in, const int32_t *correction, const int32_t *sums,
+                   i64 t, float *acc) {
+    const i64 parts = m.half ? 2 : 1, step = header_step(m), n = in.tokens;
+    F total = bc(0.0f);
+    for (i64 b = 0; b < m.blocks; ++b) {
+        const uint8_t *header = w + m.header_at(b), *codes = w + m.codes_at(b);
+        const int8_t *a = in.codes + (b * n + t) * kBlock;
+        F scale = bc(in.scales[b * n + t]);
+        for (i64 part = 0; part < parts; ++part) {
+            I dot = bci(correction[(b * parts + part) * n + t]);
+            for (i64 k = part * (kBlock / parts); k < (part + 1) * (kBlock / parts); ++k) {
+                const i64 j = m.kind == kNibble ? k / 4 % 4 : k / 4, shift = m.kind == kNibble && k >= 16 ? 4 : 0;
+                const uint8_t *p = codes + j * 64 + k % 4;
+                const int32_t mask = m.kind == kNibble ? 15 : 255;
+                for (int r = 0; r < 16; ++r) dot.v[r] += ((p[r * 4] >> shift) & mask) * a[k];
+            }
+            if (m.minimum) {
+                F low = header_values(header + (parts + part) * step, m.wide);
+                total = fma_(bc((float)sums[(b * parts + part) * n + t]), mul(low, scale), total);
+            }
+            total = fma_(to_f(dot), mul(header_values(header + part * step, m.wide), scale), total);
+        }
+    }
+    st(acc, total);
+}
+
+void linear_quantized(const Matrix &m, const Input &in, const int32_t *correction, const int32_t *sums, i64 g0, i64 g1,
+                      const float *bias, float *out, i64 stride, uint8_t *) {
+    for (i64 g = g0; g < g1; ++g)
+        for (i64 t = 0; t < in.tokens; ++t) {
+            float acc[16];
+            quantized_row(m, m.data + g * m.group_bytes, in, correction, sums, t, acc);
+            put(out + t * stride, ld(acc), bias, g * 16, m.rows);
+        }
+}
+i64 quantized_scratch(const Matrix &, i64) { return 0; }
+
+} // namespace
+
+namespace bestiary {
+const Table table_scalar = BESTIARY_TABLE("scalar", 8);
+}

@@ -1,0 +1,289 @@
+// Reading, packing and decoding rows of any block format that is given as data.
+#include "layout.h"
+
+#include "vec_scalar.h"
+
+namespace bestiary {
+
+float half_to_float(uint16_t h) { return f16_to_f32(h); }
+uint16_t float_to_half(float x) { return f32_to_f16(x); }
+
+void Field::prepare() {
+    runs.clear();
+    if (stride % 8 || width > 8) return;
+    for (size_t i = 0; i < offsets.size(); ++i) {
+        const i64 byte = offsets[i] / 8;
+        const int shift = (int)(offsets[i] % 8);
+        if (shift + width > 8) {
+            runs.clear();
+            return;
+        }
+        if (!runs.empty() && runs.back().shift == shift && runs.back().byte + runs.back().count == byte)
+            ++runs.back().count;
+        else runs.push_back({(i64)i, 1, byte, shift});
+    }
+}
+
+uint32_t Field::at(const uint8_t *row, i64 i) const {
+    const i64 period = (i64)offsets.size();
+    const i64 bit = period == 1 ? offsets[0] + i * stride : offsets[(size_t)(i % period)] + i / period * stride;
+    const uint8_t *p = row + plane_start + bit / 8;
+    const int shift = (int)(bit % 8), bytes = (shift + width + 7) / 8;
+    uint64_t value = 0;
+    for (int j = 0; j < bytes; ++j) value |= (uint64_t)p[j] << (8 * j);
+    return (uint32_t)((value >> shift) & ((uint64_t(1) << width) - 1));
+}
+
+void Field::gather(const uint8_t *row, i64 count, int shift, uint8_t *out) const {
+    const i64 period = (i64)offsets.size();
+    i64 i = 0;
+    if (!runs.empty()) {
+        const unsigned mask = (1u << width) - 1;
+        const uint8_t *base = row + plane_start;
+        for (; i + period <= count; i += period, base += stride / 8)
+            for (const Run &run : runs) {
+                const uint8_t *p = base + run.byte;
+                uint8_t *o = out + i + run.entry;
+                const int down = run.shift;
+                i64 j = 0;
+                for (; j + 16 <= run.count; j += 16) { // a fixed count, which compilers turn into vectors
+                    uint8_t from[16], to[16];
+                    std::memcpy(from, p + j, 16), std::memcpy(to, o + j, 16);
+                    for (int k = 0; k < 16; ++k) to[k] = (uint8_t)(to[k] | (((from[k] >> down) & mask) << shift));
+                    std::memcpy(o + j, to, 16);
+                }
+                for (; j < run.count; ++j) o[j] = (uint8_t)(o[j] | (((p[j] >> down) & mask) << shift));
+            }
+    }
+    for (; i < count; ++i) out[i] = (uint8_t)(out[i] | (at(row, i) << shift));
+}
+
+float FactorField::value(const uint8_t *row, i64 group) const {
+    const uint32_t bits = at.at(row, group);
+    float x;
+    switch (number) {
+    case kNumberF32: std::memcpy(&x, &bits, 4); break;
+    case kNumberF16: x = f16_to_f32((uint16_t)bits); break;
+    case kNumberBF16: {
+        const uint32_t up = bits << 16;
+        std::memcpy(&x, &up, 4);
+        break;
+    }
+    default: x = std::ldexp(1.0f, (int)bits - 127);
+    }
+    if (integer.empty()) return x;
+    uint32_t whole = 0;
+    int shift = 0;
+    for (const Field &piece : integer) {
+        whole |= piece.at(row, group) << shift;
+        shift += piece.width;
+    }
+    return x * (float)((i64)(int32_t)whole + bias);
+}
+
+void Layout::read_codes(const uint8_t *row, uint8_t *out) const {
+    std::memset(out, 0, (size_t)columns);
+    int shift = 0;
+    for (const Field &piece : codes) {
+        piece.gather(row, columns, shift, out);
+        shift += piece.width;
+    }
+    if (is_signed) {
+        const uint8_t flip = (uint8_t)(1u << (width - 1));
+        for (i64 i = 0; i < columns; ++i) out[i] ^= flip;
+    }
+}
+
+void Layout::decode(const uint8_t *row, float *out) const {
+    if (kind == kF32) {
+        std::memcpy(out, row, (size_t)columns * 4);
+        return;
+    }
+    if (kind == kF16 || kind == kBF16) {
+        for (i64 i = 0; i < columns; ++i) {
+            uint16_t bits;
+            std::memcpy(&bits, row + 2 * i, 2);
+            const uint32_t up = (uint32_t)bits << 16;
+            if (kind == kF16) out[i] = f16_to_f32(bits);
+            else std::memcpy(out + i, &up, 4);
+        }
+        return;
+    }
+    std::vector<uint8_t> code((size_t)columns);
+    read_codes(row, code.data());
+    for (i64 g = 0; g * group < columns; ++g) {
+        const float d = scale.value(row, g), m = minimum ? minimum_sign * low.value(row, g) : 0.0f;
+        for (i64 i = g * group; i < (g + 1) * group && i < columns; ++i) {
+            out[i] = (float)((i64)code[(size_t)i] - zero) * d;
+            if (minimum) out[i] = out[i] + m;
+        }
+    }
+}
+
+Matrix packed_shape(const Layout &layout, i64 rows) {
+    Matrix m = {};
+    m.rows = rows, m.columns = layout.columns, m.kind = layout.kind;
+    m.groups = (rows + kLanes - 1) / kLanes;
+    m.span = 1;
+    if (m.kind >= kF32) {
+        m.group_bytes = layout.columns * kLanes * (m.kind == kF32 ? 4 : 2);
+        return m;
+    }
+    m.blocks = (layout.columns + kBlock - 1) / kBlock;
+    m.half = layout.group == 16;
+    m.minimum = layout.minimum;
+    m.wide = layout.scale.number != kNumberF16 || !layout.scale.integer.empty() ||
+             (layout.minimum && (layout.low.number != kNumberF16 || !layout.low.integer.empty()));
+    m.zero = (int32_t)layout.zero;
+    m.span = m.half ? 1 : (layout.group + kBlock - 1) / kBlock;
+    m.header = kLanes * (m.wide ? 4 : 2) * (m.half ? 2 : 1) * (m.minimum ? 2 : 1);
+    m.code_bytes = m.kind == kNibble ? 256 : 512;
+    m.group_bytes = (m.blocks + m.span - 1) / m.span * m.header + m.blocks * m.code_bytes;
+    return m;
+}
+
+namespace {
+
+void pack_plain(const Matrix &m, const uint8_t *rows, i64 start, i64 count) {
+    const i64 size = m.kind == kF32 ? 4 : 2, row_bytes = m.columns * size;
+    for (i64 r = 0; r < count; ++r) {
+        const uint8_t *from = rows + r * row_bytes;
+        uint8_t *to = m.data + (start + r) / kLanes * m.group_bytes + (start + r) % kLanes * size;
+        if (size == 4)
+            for (i64 c = 0; c < m.columns; ++c) std::memcpy(to + c * 64, from + c * 4, 4);
+        else
+            for (i64 c = 0; c < m.columns; ++c) std::memcpy(to + c * 32, from + c * 2, 2);
+    }
+}
+
+void put_number(uint8_t *header, i64 lane, bool wide, float value, uint16_t half) {
+    if (wide) std::memcpy(header + lane * 4, &value, 4);
+    else std::memcpy(header + lane * 2, &half, 2);
+}
+
+} // namespace
+
+void pack_rows(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 start, i64 count) {
+    if (m.kind >= kF32) return pack_plain(m, rows, start, count);
+    std::vector<uint8_t> code((size_t)(m.blocks * kBlock));
+    const i64 parts = m.half ? 2 : 1, step = m.wide ? 64 : 32;
+    const i64 numbers = (layout.columns + layout.group - 1) / layout.group;
+    for (i64 r = 0; r < count; ++r) {
+        const uint8_t *row = rows + r * layout.row_bytes;
+        uint8_t *to = m.data + (start + r) / kLanes * m.group_bytes;
+        const i64 lane = (start + r) % kLanes;
+        layout.read_codes(row, code.data());
+        uint8_t *next = to + lane * 4;
+        for (i64 b = 0, left = 0; b < m.blocks; ++b, --left, next += m.code_bytes) {
+            if (!left) next += m.header, left = m.span;
+            const uint8_t *c = code.data() + b * kBlock;
+            uint8_t *p = next;
+            uint32_t x, y;
+            if (m.kind == kNibble)
+                for (int j = 0; j < 4; ++j, p += 64) {
+                    std::memcpy(&x, c + 4 * j, 4), std::memcpy(&y, c + 16 + 4 * j, 4);
+                    x |= y << 4; // codes are below 16: nothing moves into the next byte
+                    std::memcpy(p, &x, 4);
+                }
+            else
+                for (int j = 0; j < 8; ++j, p += 64) std::memcpy(p, c + 4 * j, 4);
+        }
+        const i64 stride = m.header + m.span * m.code_bytes;
+        for (i64 g = 0; g < numbers; ++g) {
+            uint8_t *header = to + (m.half ? g / 2 * stride + g % 2 * step : g * stride);
+            const float d = m.wide ? layout.scale.value(row, g) : 0.0f;
+            put_number(header, lane, m.wide, d, m.wide ? 0 : (uint16_t)layout.scale.at.at(row, g));
+            if (m.minimum) {
+                uint16_t half = m.wide ? 0 : (uint16_t)layout.low.at.at(row, g);
+                if (layout.minimum_sign < 0) half ^= 0x8000;
+                const float low = m.wide ? layout.minimum_sign * layout.low.value(row, g) : 0.0f;
+                put_number(header + parts * step, lane, m.wide, low, half);
+            }
+        }
+    }
+}
+
+void unpack_row(const Matrix &m, i64 row, float *out) {
+    const uint8_t *w = m.data + row / kLanes * m.group_bytes;
+    const i64 lane = row % kLanes;
+    if (m.kind >= kF32) {
+        for (i64 c = 0; c < m.columns; ++c) {
+            uint16_t half;
+            std::memcpy(&half, w + (c * kLanes + lane) * (m.kind == kF32 ? 4 : 2), 2);
+            const uint32_t up = (uint32_t)half << 16;
+            if (m.kind == kF32) std::memcpy(out + c, w + (c * kLanes + lane) * 4, 4);
+            else if (m.kind == kF16) out[c] = f16_to_f32(half);
+            else std::memcpy(out + c, &up, 4);
+        }
+        return;
+    }
+    const i64 parts = m.half ? 2 : 1, step = m.wide ? 64 : 32;
+    auto number = [&](const uint8_t *p) {
+        float x;
+        uint16_t h;
+        if (m.wide) std::memcpy(&x, p + lane * 4, 4);
+        else std::memcpy(&h, p + lane * 2, 2), x = f16_to_f32(h);
+        return x;
+    };
+    for (i64 c = 0; c < m.columns; ++c) {
+        const i64 b = c / kBlock, k = c % kBlock, part = m.half ? k / 16 : 0;
+        const uint8_t *header = w + m.header_at(b) + part * step, *p = w + m.codes_at(b) + lane * 4 + k % 4;
+        const int code = m.kind == kNibble ? p[k / 4 % 4 * 64] >> (k >= 16 ? 4 : 0) & 15 : p[k / 4 * 64];
+        out[c] = (float)(code - m.zero) * number(header);
+        if (m.minimum) out[c] = out[c] + number(header + parts * step);
+    }
+}
+
+// The rounding of the format's own reference: away from zero at halves.
+void quantize_q8_0(const float *x, i64 blocks, uint8_t *out) {
+    for (i64 b = 0; b < blocks; ++b, x += 32, out += 34) {
+        int32_t top = 0;
+        for (int i = 0; i < 32; ++i) {
+            int32_t bits;
+            std::memcpy(&bits, x + i, 4);
+            bits &= 0x7FFFFFFF;
+            top = bits > top ? bits : top;
+        }
+        float amax;
+        std::memcpy(&amax, &top, 4);
+        const float d = amax / 127.0f, inverse = d == 0.0f ? 0.0f : 1.0f / d;
+        const uint16_t half = f32_to_f16(d);
+        std::memcpy(out, &half, 2);
+        if (!(inverse > 0.0f && inverse <= 3.4028234663852886e38f)) { // zeros, or no number that codes could express
+            std::memset(out + 2, 0, 32);
+            continue;
+        }
+        for (int i = 0; i < 32; ++i) {
+            const float y = x[i] * inverse, a = std::fabs(y);
+            const int floor = (int)a, rounded = floor + (int)(2.0f * (a - (float)floor));
+            out[2 + i] = (uint8_t)(int8_t)(y < 0.0f ? -rounded : rounded);
+        }
+    }
+}
+
+void quantize_q4_0(const float *x, i64 blocks, uint8_t *out) {
+    for (i64 b = 0; b < blocks; ++b, x += 32, out += 18) {
+        int32_t top = -1;
+        float extreme = 0.0f;
+        for (int i = 0; i < 32; ++i) { // the first of the largest magnitude, with its sign
+            int32_t bits;
+            std::memcpy(&bits, x + i, 4);
+            bits &= 0x7FFFFFFF;
+            if (bits > 0x7F800000) bits = 0x7F800001; // one NaN is as good as another
+            if (bits > top) top = bits, extreme = x[i];
+        }
+        const float d = extreme / -8.0f, inverse = d == 0.0f ? 0.0f : 1.0f / d;
+        const uint16_t half = f32_to_f16(d);
+        std::memcpy(out, &half, 2);
+        uint8_t code[32];
+        for (int i = 0; i < 32; ++i) {
+            float y = x[i] * inverse + 8.5f;
+            if (!(y >= 0.0f && y < 256.0f)) y = 0.0f; // infinite or NaN
+            const int whole = (int)y;
+            code[i] = (uint8_t)(whole > 15 ? 15 : whole);
+        }
+        for (int i = 0; i < 16; ++i) out[2 + i] = (uint8_t)(code[i] | code[16 + i] << 4);
+    }
+}
+
+} // namespace bestiary

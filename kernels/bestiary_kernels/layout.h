@@ -1,0 +1,65 @@
+// A block format as data: reading codes and scales by bit address, packing rows for the kernels, and decoding them.
+#pragma once
+#include "table.h"
+
+#include <vector>
+
+namespace bestiary {
+
+// Entry i is at bit offsets[i % size] + i / size * stride of its plane. The border has checked every address.
+struct Field {
+    int width = 0;
+    i64 stride = 0, plane_start = 0; // in bytes from the row's first
+    std::vector<i64> offsets;
+
+    struct Run { // entries whose bytes stand beside one another, none across two bytes
+        i64 entry, count, byte;
+        int shift;
+    };
+    std::vector<Run> runs; // of one period; empty where the fields do not allow it
+    void prepare();
+    uint32_t at(const uint8_t *row, i64 i) const;
+    // out[i] |= entry i << shift, for codes of at most 8 bits.
+    void gather(const uint8_t *row, i64 count, int shift, uint8_t *out) const;
+};
+
+enum Number : int32_t { kNumberF32 = 0, kNumberF16 = 1, kNumberBF16 = 2, kNumberE8M0 = 3 };
+
+struct FactorField {
+    int32_t number = kNumberF32;
+    Field at;
+    std::vector<Field> integer;
+    i64 bias = 0;
+    float value(const uint8_t *row, i64 group) const;
+};
+
+struct Layout {
+    i64 columns = 0, row_bytes = 0;
+    int32_t kind = kByte; // how it is packed: kNibble, kByte, or a plain number
+    i64 group = 0;        // columns that share a scale
+    std::vector<Field> codes;
+    bool is_signed = false, minimum = false;
+    int width = 0;
+    i64 zero = 0; // weight = scale * (code - zero), with signed codes moved up to unsigned
+    float minimum_sign = 1.0f;
+    FactorField scale, low;
+
+    void read_codes(const uint8_t *row, uint8_t *out) const; // columns codes, unsigned
+    void decode(const uint8_t *row, float *out) const;
+};
+
+float half_to_float(uint16_t h);
+uint16_t float_to_half(float x);
+
+// The shape of a matrix packed from this layout; data is null.
+Matrix packed_shape(const Layout &layout, i64 rows);
+// Packs `count` rows from row `start` on. Different row groups may be packed at the same time.
+void pack_rows(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 start, i64 count);
+// One row of a packed matrix as numbers.
+void unpack_row(const Matrix &m, i64 row, float *out);
+
+// Quantizers: rows in whole blocks of 32.
+void quantize_q8_0(const float *x, i64 blocks, uint8_t *out);
+void quantize_q4_0(const float *x, i64 blocks, uint8_t *out);
+
+} // namespace bestiary

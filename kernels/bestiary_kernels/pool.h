@@ -1,0 +1,57 @@
+// Threads that share out the chunks of a step: own range first, then the others'; a step is over when its chunks are.
+#pragma once
+#include "memory.h"
+#include "table.h"
+
+#include <atomic>
+#include <memory>
+#include <thread>
+#include <vector>
+
+namespace bestiary {
+
+class Pool {
+  public:
+    using Function = void (*)(void *argument, i64 chunk, int worker);
+    explicit Pool(int threads);
+    ~Pool();
+    Pool(const Pool &) = delete;
+    Pool &operator=(const Pool &) = delete;
+
+    int threads() const { return count_; }
+    // Runs function(argument, chunk, worker) for every chunk, on at most `active` threads, and returns when all are done.
+    void run(i64 chunks, Function function, void *argument, int active);
+    // Scratch memory of a worker; `reserve` before `run`.
+    uint8_t *scratch(int worker) const { return scratch_[(size_t)worker].data(); }
+    void reserve(size_t bytes);
+    // False in a child process: its parent's threads do not exist here.
+    bool alive() const;
+
+  private:
+    struct alignas(64) Cursor {
+        std::atomic<uint64_t> value{0}; // step (32 bits), next chunk (16), end (16): a late thread cannot take a later
+    };                                  // step's chunk, because its compare-and-swap carries the step
+    void loop(int worker);
+    void work(int worker, uint32_t step);
+    void publish(i64 chunks, Function function, void *argument, int active);
+
+    int count_;
+    i64 process_;
+    std::vector<std::thread> threads_;
+    std::unique_ptr<Cursor[]> cursors_;
+    std::vector<Memory> scratch_;
+    Function function_ = nullptr;
+    void *argument_ = nullptr;
+    i64 base_ = 0;
+    std::atomic<int> active_{1};
+    alignas(64) std::atomic<uint32_t> step_{0};
+    std::atomic<int> sleepers_{0};
+    std::atomic<bool> stop_{false};
+    alignas(64) std::atomic<uint32_t> remaining_{0};
+    std::atomic<int> waiting_{0};
+};
+
+// The least of the affinity mask, the control group's quota (rounded down) and the physical cores; at least 1.
+int usable_threads();
+
+} // namespace bestiary

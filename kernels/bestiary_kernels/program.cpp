@@ -1,0 +1,361 @@
+// Running the steps: how each is cut into chunks, and what a chunk does.
+#include "program.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+namespace bestiary {
+
+namespace {
+
+constexpr i64 kChunkBytes = 64 << 10; // weights of a chunk of a linear step
+constexpr i64 kChunkWork = 16 << 10;  // numbers of a chunk of any other step
+
+} // namespace
+
+Program::Program(const Table *table, int threads, int threads_prefill)
+    : table_(table), threads_(threads), threads_prefill_(threads_prefill) {}
+
+int Program::add_slot(i64 width, bool tail) {
+    slots_.push_back({width, round_up(width, 16), tail, nullptr});
+    return (int)slots_.size() - 1;
+}
+
+int Program::add_cache_layer(const CacheLayer &layer) {
+    layers_.push_back(layer);
+    return (int)layers_.size() - 1;
+}
+
+void Program::add_step(Step s) {
+    if (s.op == kLinearQuantized || s.op == kLinearPlain) {
+        for (size_t i = 0; i < s.parts.size(); ++i) {
+            const Matrix &m = *s.parts[i].matrix;
+            const i64 count = std::max<i64>(2, kChunkBytes / m.group_bytes / 2 * 2); // pairs share a panel
+            for (i64 g = 0; g < m.groups; g += count) s.chunks.push_back({(int)i, g, std::min(m.groups, g + count)});
+        }
+    }
+    if (s.op == kQuantize) {
+        most_blocks_ = std::max(most_blocks_, (s.width + kBlock - 1) / kBlock);
+        most_factors_ = std::max(most_factors_, (i64)s.factors.size());
+    }
+    if (s.op == kPack) most_plain_ = std::max(most_plain_, s.width);
+    if (s.op == kRopeTable && (size_t)s.table >= tables_.size()) tables_.resize((size_t)s.table + 1);
+    steps_.push_back(std::move(s));
+}
+
+template <typename F> void Program::parallel(i64 chunks, F function) {
+    pool_->run(chunks, [](void *f, i64 chunk, int worker) { (*static_cast<F *>(f))(chunk, worker); }, &function,
+               tokens_ > 1 ? threads_prefill_ : threads_);
+}
+
+void Program::begin(Cache *cache, i64 tokens, const int32_t *ids, i64 streams, const int32_t *positions,
+                    const int32_t *sequences, i64 wanted, const int32_t *which, const i64 *prefixes) {
+    if (pool_ && !pool_->alive()) pool_.release(); // after a fork: its threads and their stacks are gone
+    if (!pool_) pool_.reset(new Pool(std::max(threads_, threads_prefill_)));
+    (void)streams;
+    cache_ = cache, tokens_ = tokens, ids_ = ids, positions_ = positions, wanted_ = wanted, which_ = which;
+    size_t floats = 0;
+    for (const Slot &slot : slots_) floats += (size_t)(slot.stride * (slot.tail ? wanted : tokens)) + 16;
+    arena_.grow(floats * 4);
+    float *p = reinterpret_cast<float *>(arena_.data());
+    for (Slot &slot : slots_) {
+        slot.data = p;
+        p += slot.stride * (slot.tail ? wanted : tokens) + 16;
+    }
+    // Quantized activations, or packed ones: never both at once.
+    const i64 most = std::max(tokens, wanted);
+    const i64 per_block = kBlock + 4 + 8 * most_factors_;
+    const i64 quantized = most_blocks_ * most * per_block, plain = round_up(most_plain_, kSlab) * most * 4;
+    codes_.grow((size_t)std::max(quantized, plain) + 64);
+    for (const Step &s : steps_)
+        if (s.op == kRopeTable) tables_[(size_t)s.table].grow((size_t)(tokens * s.rope.count * 8));
+
+    size_t scratch = 64;
+    for (const Step &s : steps_) {
+        for (const Part &part : s.parts)
+            scratch = std::max(scratch, (size_t)(s.op == kLinearQuantized ? table_->quantized_scratch(*part.matrix, most)
+                                                                          : table_->plain_scratch(*part.matrix, most)));
+        if (s.op == kAttend) {
+            const i64 group = s.attention.heads / s.attention.kv_heads;
+            const i64 rows = std::max<i64>(1, table_->attention_rows / group) * group;
+            scratch = std::max(scratch, (size_t)(table_->attend_scratch(s.attention, rows) +
+                                                 rows * state_size(s.attention) * 4 + 64));
+        }
+        if (s.op == kStore) scratch = std::max(scratch, (size_t)(2 * (s.attention.key_dim + 16)));
+    }
+    pool_->reserve(scratch);
+
+    place_.resize((size_t)tokens);
+    sequence_of_.assign(sequences, sequences + tokens);
+    queries_.clear(), spans_.clear();
+    if (layers_.empty()) return;
+    std::vector<i64> added((size_t)cache->sequences(), 0);
+    for (i64 t = 0; t < tokens; ++t) place_[(size_t)t] = cache->length(sequences[t]) + added[(size_t)sequences[t]]++;
+    std::vector<i64> start((size_t)cache->sequences(), 0);
+    for (i64 sequence = 0, first = 0; sequence < cache->sequences(); ++sequence) {
+        start[(size_t)sequence] = first;
+        const i64 count = added[(size_t)sequence];
+        if (!count) continue;
+        cache->reserve(sequence, cache->length(sequence) + count);
+        spans_.push_back({sequence, first, count});
+        first += count;
+    }
+    queries_.resize((size_t)tokens);
+    for (i64 t = 0; t < tokens; ++t) {
+        const i64 place = place_[(size_t)t], prefix = prefixes[sequences[t]];
+        queries_[(size_t)start[(size_t)sequences[t]]++] = {t, place, place < prefix ? prefix : place + 1};
+    }
+}
+
+void Program::commit() {
+    for (const Span &span : spans_) cache_->set_length(span.sequence, cache_->length(span.sequence) + span.count);
+}
+
+void Program::read_slot(int slot, float *to) const {
+    const i64 width = slot_width(slot);
+    for (i64 t = 0; t < slot_rows(slot); ++t) std::memcpy(to + t * width, at(slot, t), (size_t)width * 4);
+}
+
+void Program::write_slot(int slot, const float *from) {
+    const i64 width = slot_width(slot);
+    for (i64 t = 0; t < slot_rows(slot); ++t) std::memcpy(at(slot, t), from + t * width, (size_t)width * 4);
+}
+
+int Program::run(i64 from, i64 to, int (*check)(void *), void *argument) {
+    auto asked = std::chrono::steady_clock::now();
+    for (i64 i = from; i < to; ++i) {
+        execute(steps_[(size_t)i]);
+        if (check) {
+            const auto now = std::chrono::steady_clock::now();
+            if (now - asked > std::chrono::milliseconds(20)) {
+                asked = now;
+                if (check(argument)) return -1;
+            }
+        }
+    }
+    return 0;
+}
+
+void Program::execute(const Step &s) {
+    const i64 rows = s.tail ? wanted_ : tokens_;
+    switch (s.op) {
+    case kInput: break; // written from outside
+    case kQuantize: return quantize(s, rows);
+    case kLinearQuantized:
+    case kLinearPlain: return linear(s, rows);
+    case kPack: {
+        packed_ = reinterpret_cast<float *>(codes_.data());
+        return rows_step(s, rows, s.width);
+    }
+    case kStore: return store(s);
+    case kAttend: return attend(s);
+    case kRopeTable: return rows_step(s, rows, s.rope.count * 16);
+    case kSilu: case kSiluMul: case kGeluTanh: case kGeluErf: return rows_step(s, rows, s.width * 4);
+    default: return rows_step(s, rows, s.width);
+    }
+}
+
+// A step that does each row alone; `cost` of a row in numbers copied.
+void Program::rows_step(const Step &s, i64 rows, i64 cost) {
+    const i64 chunks = std::max<i64>(1, std::min(rows, rows * cost / kChunkWork));
+    parallel(chunks, [&](i64 chunk, int) {
+        for (i64 t = rows * chunk / chunks; t < rows * (chunk + 1) / chunks; ++t) row(s, t);
+    });
+}
+
+void Program::row(const Step &s, i64 t) {
+    const i64 n = s.width;
+    const float *x = at(s.a, t);
+    float *out = at(s.out, t);
+    switch (s.op) {
+    case kEmbed: {
+        const i64 r = s.by_position ? positions_[t] : ids_[t];
+        if (s.matrix) unpack_row(*s.matrix, r, out);
+        else s.layout->decode(s.rows + r * s.layout->row_bytes, out);
+        break;
+    }
+    case kGather: std::memcpy(out, at(s.a, which_[t]), (size_t)n * 4); break;
+    case kRopeTable: {
+        const i64 pairs = s.rope.count / 2;
+        float *table = reinterpret_cast<float *>(tables_[(size_t)s.table].data()) + t * s.rope.count * 2;
+        const double position = positions_[s.stream * tokens_ + t];
+        for (i64 j = 0; j < pairs; ++j) {
+            const double angle = position * s.frequencies[(size_t)j];
+            const float c = (float)(std::cos(angle) * s.magnitude), v = (float)(std::sin(angle) * s.magnitude);
+            if (s.rope.halves) {
+                table[j] = c, table[pairs + j] = v;
+            } else {
+                table[2 * j] = table[2 * j + 1] = c;
+                table[2 * pairs + 2 * j] = -v, table[2 * pairs + 2 * j + 1] = v;
+            }
+        }
+        break;
+    }
+    case kRope:
+        table_->rope(s.rope, x, reinterpret_cast<float *>(tables_[(size_t)s.table].data()) + t * s.rope.count * 2, out);
+        break;
+    case kPack: {
+        const i64 rows = s.tail ? wanted_ : tokens_;
+        for (i64 c = 0; c < n; c += kSlab)
+            std::memcpy(packed_ + c * rows + t * kSlab, x + c, (size_t)std::min(kSlab, n - c) * 4);
+        break;
+    }
+    case kRmsNorm: table_->rms_norm(x, s.weight, out, n, s.group, s.number); break;
+    case kLayerNorm: table_->layer_norm(x, s.weight, s.bias, out, n, s.group, s.number); break;
+    case kSilu: table_->silu(x, out, n); break;
+    case kSiluMul: table_->silu_mul(x, at(s.b, t), out, n); break;
+    case kGeluTanh: table_->gelu_tanh(x, out, n); break;
+    case kGeluErf: table_->gelu_erf(x, out, n); break;
+    case kAdd: table_->add(x, at(s.b, t), out, n); break;
+    case kMul: table_->mul(x, at(s.b, t), out, n); break;
+    case kScale: table_->scale(x, s.number, out, n); break;
+    case kSlice: std::memcpy(out, x + s.start, (size_t)n * 4); break;
+    case kSoftCap: table_->soft_cap(x, s.number, out, n); break;
+    default: break;
+    }
+}
+
+void Program::quantize(const Step &s, i64 rows) {
+    const i64 blocks = (s.width + kBlock - 1) / kBlock;
+    uint8_t *p = codes_.data();
+    input_ = {reinterpret_cast<int8_t *>(p), reinterpret_cast<float *>(p + blocks * rows * kBlock), rows, blocks};
+    int32_t *values = reinterpret_cast<int32_t *>(input_.scales + blocks * rows);
+    sums_.clear();
+    for (const auto &factor : s.factors) {
+        sums_.push_back({factor.first, factor.second, values});
+        values += blocks * rows * (factor.second ? 2 : 1);
+    }
+    const i64 chunks = std::max<i64>(1, std::min(rows, rows * s.width / kChunkWork));
+    const i64 stride = slots_[(size_t)s.a].stride;
+    parallel(chunks, [&](i64 chunk, int) {
+        table_->quantize(at(s.a, 0), stride, s.width, rows * chunk / chunks, rows * (chunk + 1) / chunks, 0, blocks,
+                         input_, sums_.data(), (i64)sums_.size());
+    });
+}
+
+void Program::linear(const Step &s, i64 rows) {
+    if (!rows) return;
+    parallel((i64)s.chunks.size(), [&](i64 chunk, int worker) {
+        const Chunk &c = s.chunks[(size_t)chunk];
+        const Part &part = s.parts[(size_t)c.part];
+        float *out = at(part.slot, 0);
+        const i64 stride = slots_[(size_t)part.slot].stride;
+        uint8_t *scratch = pool_->scratch(worker);
+        if (s.op == kLinearQuantized)
+            table_->linear_quantized(*part.matrix, input_, sums_[(size_t)part.correction].values,
+                                     sums_[(size_t)part.sums].values, c.g0, c.g1, part.bias, out, stride, scratch);
+        else table_->linear_plain(*part.matrix, packed_, rows, c.g0, c.g1, part.bias, out, stride, scratch);
+    });
+}
+
+// Appends the keys (slot a) and values (slot b) of all tokens to the cache.
+void Program::store(const Step &s) {
+    const CacheLayer &l = cache_->layers()[(size_t)s.cache];
+    const i64 chunks = std::max<i64>(1, std::min(tokens_, tokens_ * s.width * 4 / kChunkWork));
+    parallel(chunks, [&](i64 chunk, int worker) {
+        uint16_t *halves = reinterpret_cast<uint16_t *>(pool_->scratch(worker));
+        for (i64 t = tokens_ * chunk / chunks; t < tokens_ * (chunk + 1) / chunks; ++t) {
+            const i64 place = place_[(size_t)t], in = place % kSegment;
+            uint8_t *segment = cache_->segment(sequence_of_[(size_t)t], place / kSegment);
+            for (i64 h = 0; h < l.kv_heads; ++h) {
+                const float *k = at(s.a, t) + h * l.key_dim, *v = at(s.b, t) + h * l.value_dim;
+                uint8_t *ko = segment + l.k_at + (size_t)h * l.k_bytes, *vo = segment + l.v_at + (size_t)h * l.v_bytes;
+                const i64 first = in / kKeys * l.key_dim * kKeys + in % kKeys;
+                if (l.k_f16) {
+                    table_->to_f16(k, halves, l.key_dim);
+                    uint16_t *o = reinterpret_cast<uint16_t *>(ko) + first;
+                    for (i64 d = 0; d < l.key_dim; ++d) o[d * kKeys] = halves[d];
+                } else {
+                    float *o = reinterpret_cast<float *>(ko) + first;
+                    for (i64 d = 0; d < l.key_dim; ++d) o[d * kKeys] = k[d];
+                }
+                if (l.v_f16) table_->to_f16(v, reinterpret_cast<uint16_t *>(vo) + in * l.value_stride, l.value_dim);
+                else std::memcpy(reinterpret_cast<float *>(vo) + in * l.value_stride, v, (size_t)l.value_dim * 4);
+            }
+        }
+    });
+}
+
+void Program::attend(const Step &s) {
+    Attention a = s.attention;
+    a.slopes = s.slopes.empty() ? nullptr : s.slopes.data();
+    const CacheLayer &l = cache_->layers()[(size_t)s.cache];
+    const i64 group = a.heads / a.kv_heads, size = state_size(a), stride = slots_[(size_t)s.a].stride;
+    const i64 per_tile = std::max<i64>(1, table_->attention_rows / group);
+    std::vector<Tile> tiles;
+    i64 pieces = 0; // (tile, segment) pairs
+    for (const Span &span : spans_)
+        for (i64 i = 0; i < span.count; i += per_tile) {
+            Tile tile = {span.sequence, span.first + i, std::min(per_tile, span.count - i), 0, 0};
+            const Query *q = &queries_[(size_t)tile.first];
+            i64 visible = 0;
+            for (i64 j = 0; j < tile.count; ++j) visible = std::max(visible, q[j].visible);
+            if (a.window > 0) tile.segment0 = std::max<i64>(0, q[0].position - a.window + 1) / kSegment;
+            tile.segment1 = (visible + kSegment - 1) / kSegment;
+            pieces += tile.segment1 - tile.segment0;
+            tiles.push_back(tile);
+        }
+    const i64 tasks = (i64)tiles.size() * a.kv_heads, threads = tokens_ > 1 ? threads_prefill_ : threads_;
+    auto one = [&](const Tile &tile, i64 head, i64 segment, float *state, uint8_t *scratch) {
+        const uint8_t *data = cache_->segment(tile.sequence, segment);
+        table_->attend(a, &queries_[(size_t)tile.first], tile.count, at(s.a, 0), stride, head,
+                       data + l.k_at + (size_t)head * l.k_bytes, data + l.v_at + (size_t)head * l.v_bytes,
+                       segment * kSegment, state, scratch);
+    };
+    auto clear = [&](float *state, i64 rows) {
+        for (i64 r = 0; r < rows; ++r) {
+            std::memset(state + r * size, 0, (size_t)size * 4);
+            state[r * size] = -INFINITY, state[r * size + 1] = -1.0f;
+        }
+    };
+    auto put = [&](const Tile &tile, i64 head, const float *state) {
+        for (i64 r = 0; r < tile.count * group; ++r)
+            table_->finish(a, state + r * size, at(s.out, queries_[(size_t)(tile.first + r / group)].row) +
+                                                    (head * group + r % group) * a.value_dim);
+    };
+    if (threads == 1 || tasks >= 4 * threads || pieces == (i64)tiles.size()) {
+        // The longest come last in a prompt: hand them out first.
+        parallel(tasks, [&](i64 task, int worker) {
+            const i64 i = tasks - 1 - task;
+            const Tile &tile = tiles[(size_t)(i / a.kv_heads)];
+            const i64 head = i % a.kv_heads, rows = tile.count * group;
+            float *state = reinterpret_cast<float *>(pool_->scratch(worker));
+            clear(state, rows);
+            uint8_t *scratch = reinterpret_cast<uint8_t *>(state + rows * size);
+            for (i64 segment = tile.segment0; segment < tile.segment1; ++segment) one(tile, head, segment, state, scratch);
+            put(tile, head, state);
+        });
+        return;
+    }
+    // Few tokens and many keys: every segment is a task of its own; then they are merged in order.
+    struct Piece { size_t tile; i64 segment; };
+    std::vector<Piece> list;
+    std::vector<i64> first;
+    for (size_t i = 0; i < tiles.size(); ++i) {
+        first.push_back((i64)list.size());
+        for (i64 segment = tiles[i].segment0; segment < tiles[i].segment1; ++segment) list.push_back({i, segment});
+    }
+    const i64 room = per_tile * group * size; // of a piece and key head
+    states_.grow((size_t)(pieces * a.kv_heads * room) * 4);
+    float *states = reinterpret_cast<float *>(states_.data());
+    parallel(pieces * a.kv_heads, [&](i64 task, int worker) {
+        const Piece &piece = list[(size_t)(task / a.kv_heads)];
+        const Tile &tile = tiles[piece.tile];
+        float *state = states + task * room;
+        clear(state, tile.count * group);
+        one(tile, task % a.kv_heads, piece.segment, state, pool_->scratch(worker));
+    });
+    for (size_t i = 0; i < tiles.size(); ++i) {
+        const Tile &tile = tiles[i];
+        for (i64 head = 0; head < a.kv_heads; ++head) {
+            float *total = states + (first[i] * a.kv_heads + head) * room;
+            for (i64 j = 1; j < tile.segment1 - tile.segment0; ++j)
+                for (i64 r = 0; r < tile.count * group; ++r)
+                    table_->merge(a, states + ((first[i] + j) * a.kv_heads + head) * room + r * size, total + r * size);
+            put(tile, head, total);
+        }
+    }
+}
+
+} // namespace bestiary

@@ -1,0 +1,124 @@
+// A forward pass as a list of steps over slots of activations, run on a thread pool without entering Python.
+#pragma once
+#include "cache.h"
+#include "layout.h"
+#include "pool.h"
+
+#include <memory>
+
+namespace bestiary {
+
+enum Op : int32_t {
+    kInput, kEmbed, kGather, kRopeTable, kRope, kQuantize, kLinearQuantized, kPack, kLinearPlain, kRmsNorm, kLayerNorm,
+    kStore, kAttend, kSilu, kSiluMul, kGeluTanh, kGeluErf, kAdd, kMul, kScale, kSlice, kSoftCap
+};
+
+// One matrix of a linear step.
+struct Part {
+    const Matrix *matrix = nullptr;
+    const float *bias = nullptr;
+    int slot = 0, correction = 0, sums = 0; // indices into the quantize step's list of factors
+};
+
+struct Chunk {
+    int part;
+    i64 g0, g1;
+};
+
+struct Step {
+    int32_t op = kInput;
+    int a = 0, b = 0, c = 0, out = 0; // slots
+    bool tail = false;                // runs over the wanted tokens instead of all
+    i64 width = 0, group = 0, start = 0;
+    float number = 0.0f; // eps, factor or cap
+    const float *weight = nullptr, *bias = nullptr;
+    // embed: one of the two, and what chooses the row
+    const Matrix *matrix = nullptr;
+    const Layout *layout = nullptr;
+    const uint8_t *rows = nullptr;
+    bool by_position = false;
+    // rope and its table
+    Rope rope = {};
+    int table = 0, stream = 0;
+    double magnitude = 1.0;
+    std::vector<double> frequencies;
+    // linear
+    std::vector<Part> parts;
+    std::vector<Chunk> chunks;
+    std::vector<std::pair<int32_t, bool>> factors; // quantize: (factor, by halves)
+    // attention
+    Attention attention = {};
+    std::vector<float> slopes;
+    int cache = 0; // which layer of the cache
+    bool prefix = false;
+};
+
+class Program {
+  public:
+    Program(const Table *table, int threads, int threads_prefill);
+    int add_slot(i64 width, bool tail);
+    void add_step(Step step);
+    int add_cache_layer(const CacheLayer &layer);
+    const std::vector<CacheLayer> &cache_layers() const { return layers_; }
+    bool accepts(const Cache &cache) const { return cache.layers() == layers_; }
+    i64 steps() const { return (i64)steps_.size(); }
+    const Table *table() const { return table_; }
+
+    // Starts a forward: sizes all slots. Everything has been checked: ids, positions, sequences, room in the cache.
+    void begin(Cache *cache, i64 tokens, const int32_t *ids, i64 streams, const int32_t *positions,
+               const int32_t *sequences, i64 wanted, const int32_t *which, const i64 *prefixes);
+    // Runs steps from..to-1; -1 as soon as `check`, asked every 20 ms or so between steps, is not 0.
+    int run(i64 from, i64 to, int (*check)(void *), void *argument);
+    void commit(); // the cache now holds the tokens
+    i64 slot_rows(int slot) const { return slots_[(size_t)slot].tail ? wanted_ : tokens_; }
+    i64 slot_width(int slot) const { return slots_[(size_t)slot].width; }
+    i64 slots() const { return (i64)slots_.size(); }
+    void read_slot(int slot, float *to) const;
+    void write_slot(int slot, const float *from);
+    i64 activation_bytes() const { return (i64)arena_.size(); }
+
+  private:
+    struct Slot {
+        i64 width, stride;
+        bool tail;
+        float *data;
+    };
+    struct Tile { // queries first..first+count-1 of one sequence, and the segments that they see
+        i64 sequence, first, count, segment0, segment1;
+    };
+    void execute(const Step &s);
+    void rows_step(const Step &s, i64 rows, i64 cost);
+    void row(const Step &s, i64 t);
+    void quantize(const Step &s, i64 rows);
+    void linear(const Step &s, i64 rows);
+    void store(const Step &s);
+    void attend(const Step &s);
+    template <typename F> void parallel(i64 chunks, F function);
+    float *at(int slot, i64 t) const { return slots_[(size_t)slot].data + t * slots_[(size_t)slot].stride; }
+
+    const Table *table_;
+    int threads_, threads_prefill_;
+    std::unique_ptr<Pool> pool_;
+    std::vector<Slot> slots_;
+    std::vector<Step> steps_;
+    std::vector<CacheLayer> layers_;
+    Memory arena_, codes_, states_;
+    std::vector<Memory> tables_;
+    // the largest of any step
+    i64 most_blocks_ = 0, most_factors_ = 0, most_plain_ = 0;
+
+    // the forward that runs
+    Cache *cache_ = nullptr;
+    i64 tokens_ = 0, wanted_ = 0;
+    const int32_t *ids_ = nullptr, *positions_ = nullptr, *which_ = nullptr;
+    std::vector<i64> place_;       // position of a token in the cache
+    std::vector<i64> sequence_of_;
+    std::vector<Query> queries_;   // sorted by sequence
+    struct Span { i64 sequence, first, count; };
+    std::vector<Span> spans_;
+    Input input_ = {};
+    std::vector<Sums> sums_;
+    float *packed_ = nullptr;
+};
+
+} // namespace bestiary

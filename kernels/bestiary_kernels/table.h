@@ -1,0 +1,124 @@
+// The structs that every instruction set's kernels share, and the table of function pointers that each of them fills.
+#pragma once
+#include <cstdint>
+
+namespace bestiary {
+
+using i64 = int64_t;
+
+constexpr i64 kLanes = 16;    // output rows that are interleaved
+constexpr i64 kBlock = 32;    // columns that share an activation scale
+constexpr i64 kSlab = 256;    // columns of a partial sum of unquantized weights
+constexpr i64 kKeys = 64;     // keys of a step of the online softmax
+constexpr i64 kSegment = 256; // positions after which attention may be split
+
+enum Kind : int32_t { kNibble = 0, kByte = 1, kF32 = 2, kF16 = 3, kBF16 = 4 };
+
+// A packed weight; docs/kernels.md has the byte offsets.
+struct Matrix {
+    uint8_t *data;
+    i64 rows, columns;
+    i64 groups;      // of 16 rows
+    i64 blocks;      // of 32 columns; 0 for unquantized weights
+    i64 group_bytes; // bytes of 16 rows
+    i64 span;        // blocks that share a scale
+    i64 header;      // bytes of the scales and minimums before `span` blocks
+    i64 code_bytes;  // bytes of a block's codes: 256 or 512
+    int32_t kind;
+    int32_t zero;    // weight = scale * (code - zero) + minimum
+    bool wide;       // scales and minimums are f32, else f16
+    bool half;       // every 16 columns have a scale
+    bool minimum;
+
+    // Where the header of block b's span begins within a row group, and its codes.
+    i64 header_at(i64 b) const { return b / span * (header + span * code_bytes); }
+    i64 codes_at(i64 b) const { return header_at(b) + header + b % span * code_bytes; }
+};
+
+// Activations in blocks of 32 int8, [block][token][32], and their scales, [block][token].
+struct Input {
+    int8_t *codes;
+    float *scales;
+    i64 tokens, blocks;
+};
+
+// factor * (sum of a block's activation codes), [block][token], or [2 * block + half][token] for halves.
+struct Sums {
+    int32_t factor;
+    bool half;
+    int32_t *values;
+};
+
+struct Rope {
+    i64 heads, head_dim, start, count;
+    bool halves;
+};
+
+// What one thread needs to attend with the query heads of one key head of one sequence.
+struct Attention {
+    i64 heads, kv_heads, key_dim, value_dim;
+    i64 value_stride; // value_dim rounded up to 16
+    float scale, soft_cap;
+    i64 window;          // 0: none
+    const float *slopes; // of all heads, or null
+    bool k_f16, v_f16;
+};
+
+// A token whose query is asked for: where its row is, its position in the cache, and how many keys it may see.
+struct Query {
+    i64 row, position, visible;
+};
+
+struct Table {
+    const char *name;
+    i64 attention_rows; // query rows (tokens x heads) that one call handles well
+
+    // Activations of tokens t0..t1-1 and blocks b0..b1-1, x is [token][stride].
+    void (*quantize)(const float *x, i64 stride, i64 columns, i64 t0, i64 t1, i64 b0, i64 b1, const Input &in,
+                     const Sums *sums, i64 count);
+    // Row groups g0..g1-1 for all tokens: out[token * stride + row].
+    void (*linear_quantized)(const Matrix &m, const Input &in, const int32_t *correction, const int32_t *sums, i64 g0,
+                             i64 g1, const float *bias, float *out, i64 stride, uint8_t *scratch);
+    i64 (*quantized_scratch)(const Matrix &m, i64 tokens);
+    // The same for unquantized weights; x is [slab][token][256].
+    void (*linear_plain)(const Matrix &m, const float *x, i64 tokens, i64 g0, i64 g1, const float *bias, float *out,
+                         i64 stride, uint8_t *scratch);
+    i64 (*plain_scratch)(const Matrix &m, i64 tokens);
+
+    void (*rms_norm)(const float *x, const float *weight, float *out, i64 width, i64 group, float eps);
+    void (*layer_norm)(const float *x, const float *weight, const float *bias, float *out, i64 width, i64 group,
+                       float eps);
+    void (*rope)(const Rope &r, const float *x, const float *table, float *out);
+    void (*silu)(const float *x, float *out, i64 n);
+    void (*silu_mul)(const float *x, const float *y, float *out, i64 n);
+    void (*gelu_tanh)(const float *x, float *out, i64 n);
+    void (*gelu_erf)(const float *x, float *out, i64 n);
+    void (*add)(const float *x, const float *y, float *out, i64 n);
+    void (*mul)(const float *x, const float *y, float *out, i64 n);
+    void (*scale)(const float *x, float factor, float *out, i64 n);
+    void (*soft_cap)(const float *x, float cap, float *out, i64 n);
+    void (*to_f16)(const float *x, uint16_t *out, i64 n);
+    void (*from_f16)(const uint16_t *x, float *out, i64 n);
+
+    // Attention of `count` queries over one segment of 256 positions that begins at `first`. k: [4][key_dim][64],
+    // v: [256][value_stride]. States: per row (query x head of the group) maximum, sum, and value_stride values; rows
+    // that saw no key yet have sum < 0. The segment is merged into the state.
+    void (*attend)(const Attention &a, const Query *queries, i64 count, const float *q, i64 q_stride, i64 kv_head,
+                   const void *k, const void *v, i64 first, float *state, uint8_t *scratch);
+    i64 (*attend_scratch)(const Attention &a, i64 rows);
+    // Merges `from` into `into`, both one row's state.
+    void (*merge)(const Attention &a, const float *from, float *into);
+    // A row's state -> value_dim results.
+    void (*finish)(const Attention &a, const float *state, float *out);
+};
+
+inline i64 state_size(const Attention &a) { return 16 + a.value_stride; }
+inline i64 round_up(i64 n, i64 to) { return (n + to - 1) / to * to; }
+
+extern const Table table_scalar;
+#if defined(BESTIARY_X86)
+extern const Table table_avx2;
+extern const Table table_avx512;
+#endif
+
+} // namespace bestiary

@@ -1,0 +1,154 @@
+"""The cpu backend agrees with the meaning of every operation, as the numpy backend and plain formulas have it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bestiary.backend import Batch
+from bestiary.graph import Graph, Trace
+from bestiary.quantizer import Quantizer
+from bestiary.tensor import ArrayTensor
+from bestiary_plugins import bestiary_quantizers
+from bestiary_plugins.backends.cpu import CpuBackend
+from bestiary_plugins.backends.numpy import NumpyBackend
+
+if TYPE_CHECKING:
+    from tests.backends.conftest import Lab
+
+kernels = pytest.importorskip("bestiary_kernels")
+ISAS = kernels.isas()
+QUANTIZERS = {quantizer.name: quantizer for quantizer in bestiary_quantizers()}
+each_isa = pytest.mark.parametrize("isa", ISAS)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "tied": {"tied": True},
+    "one key head": {"heads": 7, "kv_heads": 1, "head_dim": 20},
+    "alibi": {"attention": {"slopes": (0.5, 0.25, 0.1, 0.05, 0.02, 0.01)}},
+    "window": {"attention": {"window": 9}},
+    "cap and scale": {"attention": {"soft_cap": 3.0, "scale": 0.4}},
+    "halves": {"rope": {"pairing": "halves"}},
+    "part of the head": {"rope": {"start": 2, "count": 10, "scaling": 0.5, "magnitude": 1.2}},
+    "factors": {"rope": {"factors": "factors"}},
+}
+
+
+@each_isa
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_f32_weights_agree_with_the_reference(lab: Lab, isa: str, variant: dict[str, Any]) -> None:
+    graph = lab.llama(**variant)
+    tensors = lab.weights(graph, QUANTIZERS["f32"])
+    limits = lab.limits(cache_type_k="f32", cache_type_v="f32")
+    ids = lab.ids(50)
+    expected, got = (lab.prefill(backend.compile(graph, tensors, limits), ids)
+                     for backend in (NumpyBackend(), CpuBackend(isa)))
+    assert np.abs(got - expected).max() <= 5e-6 * np.ptp(expected)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
+def test_every_encoding_agrees_with_the_reference(lab: Lab, quantizer: Quantizer) -> None:
+    """Quantized weights meet activations of 8 bits, in tiny rows: 3 % of the spread (test_products.py has the exact
+    formula); others nothing but rounding."""
+    graph = lab.llama(bias=False)
+    tensors, ids = lab.weights(graph, quantizer), lab.ids(50)
+    expected, got = (lab.prefill(backend.compile(graph, tensors, lab.limits()), ids)
+                     for backend in (NumpyBackend(), CpuBackend()))
+    bound = 0.03 if quantizer.encoding.quantized else 1e-3  # the f16 cache rounds values that differ in the last bit
+    assert np.abs(got - expected).max() <= bound * np.ptp(expected)
+
+
+def other_operations() -> Graph:
+    g = Trace()
+    x = g.add(g.embed("token", 50, 36), g.embed("position", 64, 36, index="position"))
+    for i in g.layers(1):
+        h = g.layer_norm(x, "norm", "norm_bias", 1e-5)
+        qkv = g.linear(h, "qkv", 84, bias="qkv_bias")
+        q, k, v = g.slice(qkv, 0, 36), g.slice(qkv, 36, 60), g.slice(qkv, 60, 84)
+        q = g.rms_norm(q, "q_norm", 1e-6, group=12)
+        k = g.layer_norm(k, None, None, 1e-6, group=12)
+        q = g.rope(g.rope(q, 12, 100.0, count=4, stream=1), 12, 50.0, start=4, count=8, stream=0, pairing="halves")
+        a = g.attention(q, g.slice(k, 0, 12), g.slice(v, 4, 24), 3, 1)  # keys of 12, values of 20
+        a = g.linear(a, f"{i}.o", 36)
+        x = g.scale(g.add(x, a), 0.5)
+        x = g.add(x, g.linear(g.gelu(g.linear(h, "up", 70), "tanh"), "down", 36))
+        x = g.add(x, g.linear(g.gelu(g.linear(h, "up2", 70), "erf"), "down2", 36))
+        x = g.mul(x, g.silu(x))
+    x = g.call("tests_cpu_plugin:twice", x, weights={"w": ("w", (36,))}, width=36, plus=1.5)
+    y = g.soft_cap(g.linear(g.layer_norm(x, None, None, 1e-5), "output", 50), 2.0)
+    return g.finish(y, x)
+
+
+def twice(x: NDArray[np.float32], w: NDArray[np.float32], plus: float) -> NDArray[np.float32]:
+    return 2 * x * w + np.float32(plus)
+
+
+@each_isa
+def test_the_operations_that_llama_lacks_agree_too(lab: Lab, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    import types
+
+    module = types.ModuleType("tests_cpu_plugin")
+    module.twice = twice  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tests_cpu_plugin", module)
+    graph = other_operations()
+    tensors = lab.weights(graph, QUANTIZERS["f32"])
+    limits = lab.limits(cache_type_k="f32", cache_type_v="f32", threads=2)
+    n = 47
+    positions = np.stack([np.arange(n), np.arange(n)[::-1]]).astype(np.int32)
+    batch = Batch(lab.ids(n, 50), positions, np.zeros(n, np.int32), np.array([3, 46, 20], np.int32))
+    for output in ("logits", "hidden"):
+        results = []
+        for backend in (NumpyBackend(), CpuBackend(isa)):
+            plan = backend.compile(graph, tensors, limits)
+            results.append(plan.forward(batch, plan.new_cache(), output))
+        assert np.abs(results[1] - results[0]).max() <= 1e-5 * np.ptp(results[0])
+
+
+@each_isa
+def test_a_prefix_sees_itself_in_both_directions(lab: Lab, isa: str) -> None:
+    graph = lab.llama(attention={"mask": "prefix"})
+    tensors = lab.weights(graph, QUANTIZERS["f32"])
+    limits = lab.limits(cache_type_k="f32", cache_type_v="f32")
+    results = []
+    for backend in (NumpyBackend(), CpuBackend(isa)):
+        plan = backend.compile(graph, tensors, limits)
+        cache = plan.new_cache()
+        first = plan.forward(lab.batch(lab.ids(45), prefixes={0: 31}), cache)
+        results.append(np.concatenate([first, plan.forward(lab.batch([9], 45, prefixes={0: 31}), cache)]))
+    assert np.abs(results[1] - results[0]).max() <= 5e-6 * np.ptp(results[0])
+
+
+FUNCTIONS: dict[str, tuple[Any, Any, float]] = {
+    "silu": (lambda g, x: g.silu(x), lambda x: x / (1 + math.exp(-x)) if x > -700 else 0.0, 3e-7),
+    "gelu erf": (lambda g, x: g.gelu(x), lambda x: x * 0.5 * math.erfc(-x / math.sqrt(2)), 2e-7),
+    "gelu tanh": (lambda g, x: g.gelu(x, "tanh"),
+                  lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))), 2e-7),
+    "soft cap": (lambda g, x: g.soft_cap(x, 30.0), lambda x: 30 * math.tanh(x / 30), 3e-7),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_functions_are_exact_to_a_few_units_of_the_last_place(lab: Lab, function: tuple[Any, Any, float]) -> None:
+    apply, formula, bound = function
+    values = np.concatenate([np.linspace(-12, 12, 2000), np.geomspace(1e-6, 80, 400), -np.geomspace(1e-6, 80, 401)])
+    rows = np.resize(values, (70, 40)).astype(np.float32)
+    expected = np.vectorize(formula)(rows.astype(np.float64))
+    graph, tensors = lab.function(apply, rows)
+    for isa in ISAS:
+        plan = CpuBackend(isa).compile(graph, tensors, lab.limits())
+        got = lab.prefill(plan, np.arange(70, dtype=np.int32))
+        error = np.abs(got - expected) / np.abs(rows)  # of what x is multiplied with
+        assert error.max() <= bound, (isa, error.max(), rows.flat[error.argmax()])
+
+
+def test_bias_and_embedding_of_every_plain_encoding_are_exact(lab: Lab) -> None:
+    rows = np.random.default_rng(0).standard_normal((20, 37)).astype(np.float16).astype(np.float32)
+    for isa in ISAS:
+        graph, tensors = lab.function(lambda g, x: g.scale(x, 1.0), rows)
+        plan = CpuBackend(isa).compile(graph, tensors | {"rows": ArrayTensor(rows.astype(np.float16))}, lab.limits())
+        np.testing.assert_array_equal(lab.prefill(plan, np.arange(20, dtype=np.int32)), rows)

@@ -1,0 +1,187 @@
+"""Any block format that is data is packed without loss and multiplied by one exact formula, on every isa."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bestiary.backend import Batch, Limits
+from bestiary.encoding import BF16, F16, F32, Bits, Encoding, Factor, Layout
+from bestiary.graph import Trace
+from bestiary.tensor import ArrayTensor, BlockTensor
+from bestiary_plugins.backends.cpu import CpuBackend
+from bestiary_plugins.encodings import ENCODINGS
+
+kernels = pytest.importorskip("bestiary_kernels")
+ISAS = kernels.isas()
+Floats = NDArray[np.float32]
+
+
+def _run(first: int, width: int, count: int) -> tuple[int, ...]:
+    return tuple(first + width * i for i in range(count))
+
+
+def _toys() -> Iterator[Encoding]:
+    """Formats that nobody ships, and shapes of those that somebody does."""
+    def f16(bit: int, block: int) -> Factor:
+        return Factor("f16", Bits(16, (bit,), 8 * block))
+
+    def encoding(name: str, size: int, block: int, layout: Layout) -> Encoding:
+        return Encoding("toy " + name, size, (block,), layout)
+
+    yield encoding("4 bits in order, f32", 32, 20, Layout(
+        (Bits(4, _run(32, 4, 32), 160),), 32, Factor("f32", Bits(32, (0,), 160)), offset=8))
+    yield encoding("groups of 16", 16, 10, Layout((Bits(4, _run(16, 4, 16), 80),), 16, f16(0, 10), offset=8))
+    yield encoding("bytes in groups of 16", 16, 18, Layout(
+        (Bits(8, _run(16, 8, 16), 144),), 16, f16(0, 18), signed=True))
+    yield encoding("4 bits and a minimum", 32, 20, Layout(
+        (Bits(4, _run(32, 4, 32), 160),), 32, f16(0, 20), minimum=f16(16, 20), minimum_sign=-1))
+    yield encoding("groups of 16 with a minimum", 32, 24, Layout(
+        (Bits(4, _run(64, 4, 32), 192),), 16, Factor("f16", Bits(16, (0, 16), 192)),
+        minimum=Factor("f16", Bits(16, (32, 48), 192))))
+    yield encoding("4 + 1 bits", 32, 22, Layout(
+        (Bits(4, tuple(48 + 8 * (i % 16) + 4 * (i // 16) for i in range(32)), 176), Bits(1, _run(16, 1, 32), 176)), 32,
+        f16(0, 22), offset=16))
+    yield encoding("3 bits across bytes", 32, 14, Layout((Bits(3, _run(16, 3, 32), 112),), 32, f16(0, 14), offset=3))
+    yield encoding("signed 4 bits", 32, 18, Layout((Bits(4, _run(16, 4, 32), 144),), 32, f16(0, 18), signed=True))
+    yield encoding("2 bits, groups of 64", 64, 18, Layout((Bits(2, _run(16, 2, 64), 144),), 64, f16(0, 18), offset=1))
+    yield encoding("bytes, groups of 96, e8m0", 96, 97, Layout(
+        (Bits(8, _run(8, 8, 96), 776),), 96, Factor("e8m0", Bits(8, (0,), 776)), offset=100))
+    yield encoding("integer scales of a super-block", 64, 40, Layout(
+        (Bits(4, _run(64, 4, 64), 320),), 16,
+        Factor("f16", Bits(16, (0,) * 4, 320), (Bits(4, _run(16, 4, 4), 320), Bits(2, _run(32, 2, 4), 320)), -32),
+        offset=8))
+    yield Encoding("toy two planes, bf16", 32, (16, 2), Layout(
+        (Bits(4, _run(0, 4, 32), 128, 0),), 32, Factor("bf16", Bits(16, (0,), 16, 1)), offset=7))
+
+
+ALL = {encoding.name: encoding for encoding in (*ENCODINGS.values(), *_toys())}
+QUANTIZED = {name: encoding for name, encoding in ALL.items() if encoding.quantized}
+
+
+def blocks(encoding: Encoding, rows: int, columns: int, seed: int = 0) -> BlockTensor:
+    """Random bytes, with scales and minimums that are ordinary numbers."""
+    random = np.random.default_rng(seed)
+    data = random.integers(0, 256, (rows, encoding.row_bytes(columns)), dtype=np.uint8)
+    if encoding.number:
+        from bestiary.tensor import encode_plain
+
+        data = encode_plain(random.standard_normal((rows, columns)).astype(np.float32), encoding)
+    elif encoding.layout is not None:
+        starts = np.cumsum([0, *encoding.plane_bytes(columns)])
+        group = encoding.layout.group or columns
+        for factor in (encoding.layout.scale, encoding.layout.minimum):
+            if factor is None:
+                continue
+            for g in range(columns // group):
+                bit = factor.at.offsets[g % len(factor.at.offsets)] + g // len(factor.at.offsets) * factor.at.stride
+                at = int(starts[factor.at.plane]) + bit // 8
+                values = random.uniform(0.01, 0.1, rows)
+                field = {"f16": values.astype(np.float16).view(np.uint8).reshape(rows, 2),
+                         "f32": values.astype(np.float32).view(np.uint8).reshape(rows, 4),
+                         "bf16": (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).view(
+                             np.uint8).reshape(rows, 2),
+                         "e8m0": random.integers(118, 124, (rows, 1)).astype(np.uint8)}[factor.number]
+                data[:, at:at + field.shape[1]] = field
+    return BlockTensor(data, (rows, columns), encoding)
+
+
+def columns_of(encoding: Encoding) -> int:
+    """A row that no slab or panel divides."""
+    return encoding.block_size * max(1, 288 // encoding.block_size) if encoding.block_size > 1 else 271
+
+
+@pytest.mark.parametrize("encoding", ALL.values(), ids=ALL)
+def test_packed_rows_are_the_rows(encoding: Encoding) -> None:
+    from bestiary_plugins.backends.cpu_pack import kernel_layout
+
+    rows, columns = 37, columns_of(encoding)
+    tensor = blocks(encoding, rows, columns)
+    layout = kernel_layout(encoding, columns)
+    matrix = kernels.Matrix(layout, rows)
+    matrix.pack(tensor.read(16, rows), 16)
+    matrix.pack(tensor.read(0, 16), 0)
+    expected = tensor.decode()
+    out = np.empty(columns, np.float32)
+    for row in range(rows):
+        matrix.unpack(row, out)
+        np.testing.assert_array_equal(out, expected[row])
+    decoded = np.empty((rows, columns), np.float32)
+    layout.decode(tensor.read(0, rows), decoded)
+    np.testing.assert_array_equal(decoded, expected)
+
+
+def product(tensor: BlockTensor, x: Floats, isa: str, threads: int = 1) -> Floats:
+    """x @ tensor.T by the backend: all rows of x in one forward."""
+    g = Trace()
+    y = g.linear(g.embed("x", *x.shape), "w", tensor.shape[0])
+    plan = CpuBackend(isa).compile(g.finish(y, y), {"x": ArrayTensor(x), "w": tensor}, Limits(64, threads=threads))
+    n = np.arange(len(x), dtype=np.int32)
+    return plan.forward(Batch(n, n[None], n * 0, n), plan.new_cache())
+
+
+def rounded(x: Floats) -> Floats:
+    """Activations as the kernels see them: 8 bits in blocks of 32, scale amax / 127."""
+    padded = np.pad(x, ((0, 0), (0, -x.shape[1] % 32))).reshape(len(x), -1, 32)
+    amax = np.abs(padded).max(axis=-1, keepdims=True)
+    codes = np.rint(padded * (np.float32(127) / np.maximum(amax, np.float32(1e-36))))
+    return (codes * (amax / np.float32(127))).reshape(len(x), -1)[:, :x.shape[1]].astype(np.float64)  # type: ignore
+
+
+@pytest.mark.parametrize("encoding", ALL.values(), ids=ALL)
+def test_products_follow_the_formula_and_every_isa_gives_the_same_bits(encoding: Encoding) -> None:
+    """With activations of 8 bits nothing is rounded but the float sums of the groups."""
+    tensor = blocks(encoding, 83, columns_of(encoding))
+    x = np.random.default_rng(1).standard_normal((23, tensor.columns)).astype(np.float32)
+    x[5] = 0
+    seen = rounded(x) if encoding.quantized else x.astype(np.float64)
+    weights = tensor.decode().astype(np.float64)
+    expected, size = seen @ weights.T, np.abs(seen) @ np.abs(weights.T)
+    results = [product(tensor, x, isa) for isa in ISAS]
+    # The kernels apply a scale to an offset code and a minimum apart: what is small may be a difference of the two.
+    assert (np.abs(results[0] - expected) <= 3e-5 * size + 1e-6).all()
+    for other in results[1:]:
+        np.testing.assert_array_equal(other, results[0])
+    for isa in ISAS:  # one token, and tiles of every size
+        for count in (1, 2, 3, 4, 5, 7):
+            np.testing.assert_array_equal(product(tensor, x[:count], isa), results[0][:count])
+
+
+@pytest.mark.parametrize("fill", [0x00, 0xFF, 0x0F, 0xF0, 0x80, 0x7F, 0x88])
+@pytest.mark.parametrize("encoding", QUANTIZED.values(), ids=QUANTIZED)
+def test_extreme_blocks_do_not_saturate(encoding: Encoding, fill: int) -> None:
+    tensor = blocks(encoding, 20, columns_of(encoding))
+    data = tensor.read(0, 20).copy()
+    layout = encoding.layout
+    assert layout is not None
+    starts = np.cumsum([0, *encoding.plane_bytes(tensor.columns)])
+    for piece in layout.codes:  # all code bits, nothing else
+        for i in range(tensor.columns):
+            bit = 8 * int(starts[piece.plane]) + piece.offsets[i % len(piece.offsets)] \
+                + i // len(piece.offsets) * piece.stride
+            for b in range(bit, bit + piece.width):
+                one = fill >> (b % 8) & 1
+                data[:, b // 8] = data[:, b // 8] & ~np.uint8(1 << (b % 8)) | np.uint8(one << (b % 8))
+    extreme = BlockTensor(data, tensor.shape, encoding)
+    signs = np.random.default_rng(2).choice([-1.0, 1.0], (6, tensor.columns))
+    x = np.concatenate([np.ones((1, tensor.columns)), -np.ones((1, tensor.columns)), signs]).astype(np.float32) * 12.7
+    weights = extreme.decode().astype(np.float64)
+    for isa in ISAS:
+        got = product(extreme, x, isa)
+        size = (np.abs(x) @ np.abs(weights.T)).max()
+        assert np.abs(got - x.astype(np.float64) @ weights.T).max() <= 3e-5 * size + 1e-3
+
+
+@pytest.mark.parametrize("encoding", [F32, F16, BF16, *QUANTIZED.values()], ids=lambda encoding: str(encoding.name))
+@pytest.mark.parametrize("isa", ISAS)
+def test_activations_that_are_no_numbers_stay_in_their_token(encoding: Encoding, isa: str) -> None:
+    tensor = blocks(encoding, 19, columns_of(encoding))
+    x = np.random.default_rng(3).standard_normal((9, tensor.columns)).astype(np.float32)
+    clean = product(tensor, x, isa)
+    x[2, 7], x[4, 1], x[6] = np.nan, np.inf, 1e-42
+    got = product(tensor, x, isa)
+    assert np.isnan(got[2]).all() and not np.isfinite(got[4]).any()
+    np.testing.assert_array_equal(got[[0, 1, 3, 5, 7, 8]], clean[[0, 1, 3, 5, 7, 8]])
