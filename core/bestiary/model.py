@@ -201,6 +201,8 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     """
     host = host or Host()
     checkpoint = host.open(Path(path), loader)
+    if not checkpoint.config and not checkpoint.tensors:
+        raise BestiaryError(f"{path} holds a tokenizer and no weights")
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
     checkpoint, graph = to_canonical(checkpoint, family)
     if type is not None:

@@ -51,6 +51,8 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     if context is not None and context < 1:
         raise BestiaryError(f"context = {context}; it must be 1 or more")
     checkpoint = host.open(source, loader)
+    if not checkpoint.config and not checkpoint.tensors:
+        raise BestiaryError(f"{source} holds a tokenizer and no weights")
     if tokenizer is not None:
         checkpoint = checkpoint.having(tokenizer=host.open(Path(tokenizer)).tokenizer)
         if checkpoint.tokenizer.empty:

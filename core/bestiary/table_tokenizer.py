@@ -67,7 +67,7 @@ class TableTokenizer(Tokenizer):
 
     Special tokens are found here and not by the libraries, because those cannot be told which part of a text may hold
     them. What stands between two special tokens is encoded as a text of its own, so one that puts a space before every
-    text puts it there too: like Meta's own code and llama.cpp (and transformers' tokenizers of `legacy` behaviour;
+    text puts it there too: like the models' own code (and transformers' tokenizers of `legacy` behaviour;
     with `legacy: false` transformers leaves that space out, but the models were trained with it).
     """
 

@@ -365,7 +365,6 @@ cdef class Cache:
     """Keys and values of several sequences, allocated in steps of 256 positions."""
 
     cdef unique_ptr[CCache] cache
-    cdef readonly Program program
 
     def __init__(self, Program program not None, i64 sequences, i64 context, bint k_f16, bint v_f16):
         if not 1 <= sequences <= 1 << 20 or not 1 <= context <= 1 << 31:
@@ -375,7 +374,6 @@ cdef class Cache:
         for i in range(layers.size()):
             layers[i].k_f16, layers[i].v_f16 = k_f16, v_f16
         self.cache.reset(new CCache(layers, sequences, context))
-        self.program = program
 
     cdef int _check(self, i64 sequence, i64 length) except -1:
         if not 0 <= sequence < self.cache.get().sequences():

@@ -25,7 +25,7 @@ inline float bits_float(int32_t b) {
     std::memcpy(&x, &b, 4);
     return x;
 }
-constexpr float kInfinity = __builtin_huge_valf();
+constexpr float kInfinity = INFINITY;
 
 // ---------------------------------------------------------------- functions of a number
 

@@ -40,8 +40,8 @@ void wake(std::atomic<uint32_t> &word) {
     syscall(SYS_futex, reinterpret_cast<uint32_t *>(&word), FUTEX_WAKE_PRIVATE, 1 << 30, nullptr, nullptr, 0);
 }
 #else
-std::mutex mutex;
-std::condition_variable condition;
+std::mutex &mutex = *new std::mutex; // never destroyed: threads may wait when the process ends
+std::condition_variable &condition = *new std::condition_variable;
 void sleep_while(std::atomic<uint32_t> &word, uint32_t value) {
     std::unique_lock<std::mutex> lock(mutex);
     if (word.load() == value) condition.wait(lock);

@@ -53,8 +53,10 @@ void Program::begin(Cache *cache, i64 tokens, const int32_t *ids, i64 streams, c
                     const int32_t *sequences, i64 wanted, const int32_t *which, const i64 *prefixes) {
     if (pool_ && !pool_->alive()) pool_.release(); // after a fork: its threads and their stacks are gone
     if (!pool_) pool_.reset(new Pool(std::max(threads_, threads_prefill_)));
-    (void)streams;
-    cache_ = cache, tokens_ = tokens, ids_ = ids, positions_ = positions, wanted_ = wanted, which_ = which;
+    cache_ = cache, tokens_ = tokens, wanted_ = wanted;
+    ids_.assign(ids, ids ? ids + tokens : ids);
+    positions_.assign(positions, positions + streams * tokens);
+    which_.assign(which, which + wanted);
     size_t floats = 0;
     for (const Slot &slot : slots_) floats += (size_t)(slot.stride * (slot.tail ? wanted : tokens)) + 16;
     arena_.grow(floats * 4);
@@ -89,7 +91,6 @@ void Program::begin(Cache *cache, i64 tokens, const int32_t *ids, i64 streams, c
     place_.resize((size_t)tokens);
     sequence_of_.assign(sequences, sequences + tokens);
     queries_.clear(), spans_.clear();
-    if (layers_.empty()) return;
     std::vector<i64> added((size_t)cache->sequences(), 0);
     for (i64 t = 0; t < tokens; ++t) place_[(size_t)t] = cache->length(sequences[t]) + added[(size_t)sequences[t]]++;
     std::vector<i64> start((size_t)cache->sequences(), 0);
@@ -170,16 +171,16 @@ void Program::row(const Step &s, i64 t) {
     float *out = at(s.out, t);
     switch (s.op) {
     case kEmbed: {
-        const i64 r = s.by_position ? positions_[t] : ids_[t];
+        const i64 r = s.by_position ? positions_[(size_t)t] : ids_[(size_t)t];
         if (s.matrix) unpack_row(*s.matrix, r, out);
         else s.layout->decode(s.rows + r * s.layout->row_bytes, out);
         break;
     }
-    case kGather: std::memcpy(out, at(s.a, which_[t]), (size_t)n * 4); break;
+    case kGather: std::memcpy(out, at(s.a, which_[(size_t)t]), (size_t)n * 4); break;
     case kRopeTable: {
         const i64 pairs = s.rope.count / 2;
         float *table = reinterpret_cast<float *>(tables_[(size_t)s.table].data()) + t * s.rope.count * 2;
-        const double position = positions_[s.stream * tokens_ + t];
+        const double position = positions_[(size_t)(s.stream * tokens_ + t)];
         for (i64 j = 0; j < pairs; ++j) {
             const double angle = position * s.frequencies[(size_t)j];
             const float c = (float)(std::cos(angle) * s.magnitude), v = (float)(std::sin(angle) * s.magnitude);

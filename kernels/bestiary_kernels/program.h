@@ -110,7 +110,7 @@ class Program {
     // the forward that runs
     Cache *cache_ = nullptr;
     i64 tokens_ = 0, wanted_ = 0;
-    const int32_t *ids_ = nullptr, *positions_ = nullptr, *which_ = nullptr;
+    std::vector<int32_t> ids_, positions_, which_;
     std::vector<i64> place_;       // position of a token in the cache
     std::vector<i64> sequence_of_;
     std::vector<Query> queries_;   // sorted by sequence

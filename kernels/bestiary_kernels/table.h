@@ -2,6 +2,14 @@
 #pragma once
 #include <cstdint>
 
+// What the instruction sets' source files share must never become a function of its own: the linker would keep one
+// copy, perhaps the one with instructions that this machine lacks.
+#if defined(_MSC_VER)
+#define BESTIARY_INLINE __forceinline
+#else
+#define BESTIARY_INLINE inline __attribute__((always_inline))
+#endif
+
 namespace bestiary {
 
 using i64 = int64_t;
@@ -31,8 +39,8 @@ struct Matrix {
     bool minimum;
 
     // Where the header of block b's span begins within a row group, and its codes.
-    i64 header_at(i64 b) const { return b / span * (header + span * code_bytes); }
-    i64 codes_at(i64 b) const { return header_at(b) + header + b % span * code_bytes; }
+    BESTIARY_INLINE i64 header_at(i64 b) const { return b / span * (header + span * code_bytes); }
+    BESTIARY_INLINE i64 codes_at(i64 b) const { return header_at(b) + header + b % span * code_bytes; }
 };
 
 // Activations in blocks of 32 int8, [block][token][32], and their scales, [block][token].
@@ -112,8 +120,8 @@ struct Table {
     void (*finish)(const Attention &a, const float *state, float *out);
 };
 
-inline i64 state_size(const Attention &a) { return 16 + a.value_stride; }
-inline i64 round_up(i64 n, i64 to) { return (n + to - 1) / to * to; }
+BESTIARY_INLINE i64 state_size(const Attention &a) { return 16 + a.value_stride; }
+BESTIARY_INLINE i64 round_up(i64 n, i64 to) { return (n + to - 1) / to * to; }
 
 extern const Table table_scalar;
 #if defined(BESTIARY_X86)

@@ -117,6 +117,13 @@ def test_inspect_says_what_keeps_a_checkpoint_from_running(cli: Cli, model: Path
     assert "Nessie" in result.out and "problem" in result.out
 
 
+def test_a_tokenizer_alone_is_no_model(cli: Cli, stories: Path, tmp_path: Path) -> None:
+    tokenizer = stories.parent / "tok512.bin"
+    for words in (["run", "-m", tokenizer], ["convert", tokenizer, tmp_path / "x.gguf"]):
+        assert "a tokenizer and no weights" in cli(*words).err
+    assert "512 pieces" in cli("inspect", tokenizer).out
+
+
 def test_an_existing_output_is_refused_before_any_work(cli: Cli, stories: Path, tmp_path: Path) -> None:
     out = tmp_path / "s.gguf"
     out.write_text("precious")

@@ -35,8 +35,8 @@ def inspect(
 
 def text(facts: dict[str, Any], tensors: bool) -> str:
     """The facts for people."""
-    lines = [("format", facts["format"]), ("architecture", facts["architecture"] or "unknown"),
-             ("size", terminal.size(facts["bytes"]))]
+    family = facts["architecture"] or ("unknown" if facts["weights"] else "none")
+    lines = [("format", facts["format"]), ("architecture", family), ("size", terminal.size(facts["bytes"]))]
     if name := facts["metadata"].get("general.name"):
         lines.insert(0, ("name", name))
     if facts["weights"]:

@@ -141,8 +141,10 @@ class CpuPlan(Plan):
         self.program.write(call.out, np.ascontiguousarray(result, np.float32))
 
     def close(self) -> None:
+        from bestiary_plugins.backends.cpu_pack import Weights
+
         with self._lock:
-            self._program = None
+            self._program, self.weights = None, Weights()
 
 
 class CpuBackend(Backend):
