@@ -414,10 +414,11 @@ cdef class Program:
 
     cdef unique_ptr[CProgram] program
     cdef list kept  # what the steps point to
-    cdef list layer_types
     cdef dict table_counts, table_halves
     cdef int streams
     cdef object vocabulary, positions_limit
+    cdef bint begun
+    cdef Cache current  # of the forward that runs
     cdef readonly str isa
 
     def __init__(self, str isa, int threads, int threads_prefill):
@@ -430,8 +431,19 @@ cdef class Program:
 
     # ------------------------------------------------------------ building
 
+    cdef int _building(self) except -1:
+        if self.begun:
+            raise ValueError("the program has run: nothing can be added")
+        return 0
+
+    cdef int _add(self, CStep step) except -1:
+        self._building()
+        self.program.get().add_step(step)
+        return 0
+
     def slot(self, i64 width, bint tail):
         """A place for (tokens, width) numbers; tail: of the wanted tokens only."""
+        self._building()
         if not 1 <= width <= 1 << 31:
             raise ValueError(f"a slot of {width} columns")
         return self.program.get().add_slot(width, tail)
@@ -465,7 +477,7 @@ cdef class Program:
         s.op, s.out, s.width, s.matrix, s.by_position = kEmbed, out, matrix.matrix.columns, &matrix.matrix, by_position
         self._limit(matrix.matrix.rows, by_position)
         self.kept.append(matrix)
-        self.program.get().add_step(s)
+        self._add(s)
 
     def embed_rows(self, int out, Layout layout not None, const uint8_t[:, ::1] rows, bint by_position):
         cdef CStep s
@@ -476,7 +488,7 @@ cdef class Program:
         s.rows = &rows[0, 0]
         self._limit(rows.shape[0], by_position)
         self.kept.append((layout, rows))
-        self.program.get().add_step(s)
+        self._add(s)
 
     def _limit(self, rows, by_position):
         if by_position:
@@ -489,7 +501,7 @@ cdef class Program:
         cdef CStep s
         self._need(out, self._width(a))
         s.op, s.a, s.out, s.width, s.tail = kGather, a, out, self._width(a), True
-        self.program.get().add_step(s)
+        self._add(s)
 
     def rope_table(self, int table, frequencies, bint halves, double magnitude, int stream):
         """Cosines and sines of every token's position, for the rope steps that name this table."""
@@ -502,7 +514,7 @@ cdef class Program:
             s.frequencies.push_back(frequency)
         self.table_counts[table], self.table_halves[table] = 2 * len(frequencies), halves
         self.streams = max(self.streams, stream + 1)
-        self.program.get().add_step(s)
+        self._add(s)
 
     def rope(self, int a, int out, int table, i64 head_dim, i64 start):
         cdef CStep s
@@ -513,7 +525,7 @@ cdef class Program:
         s.op, s.a, s.out, s.width, s.table = kRope, a, out, self._width(a), table
         s.rope.heads, s.rope.head_dim, s.rope.start = self._width(a) // head_dim, head_dim, start
         s.rope.count, s.rope.halves = self.table_counts[table], self.table_halves[table]
-        self.program.get().add_step(s)
+        self._add(s)
 
     def linear(self, int a, parts, bint tail):
         """parts: (matrix, bias or None, slot of the result); all of them multiply slot a."""
@@ -546,8 +558,8 @@ cdef class Program:
             self.kept.append(m)
         for factor, half in factors:
             prepare.factors.push_back(pair[int32_t, cbool](<int32_t>factor, <cbool>half))
-        self.program.get().add_step(prepare)
-        self.program.get().add_step(step)
+        self._add(prepare)
+        self._add(step)
 
     def norm(self, str kind, int a, int out, weight, bias, float eps, i64 group, bint tail):
         cdef CStep s
@@ -557,7 +569,7 @@ cdef class Program:
         s.op, s.a, s.out, s.width, s.tail = (kRmsNorm if kind == "rms_norm" else kLayerNorm), a, out, self._width(a), tail
         s.weight, s.bias = self._vector(weight, group), self._vector(bias, group)
         s.number, s.group = eps, group
-        self.program.get().add_step(s)
+        self._add(s)
 
     def each(self, str kind, int a, int b, int out, float number, bint tail):
         """A step that works entry by entry; b only where two values go in."""
@@ -572,14 +584,14 @@ cdef class Program:
         else:
             b = a
         s.op, s.a, s.b, s.out, s.width, s.tail, s.number = known[kind], a, b, out, self._width(a), tail, number
-        self.program.get().add_step(s)
+        self._add(s)
 
     def slice(self, int a, int out, i64 start, bint tail):
         cdef CStep s
         if start < 0 or start + self._width(out) > self._width(a):
             raise ValueError(f"columns {start}..{start + self._width(out)} of {self._width(a)}")
         s.op, s.a, s.out, s.start, s.width, s.tail = kSlice, a, out, start, self._width(out), tail
-        self.program.get().add_step(s)
+        self._add(s)
 
     def attention(self, int q, int k, int v, int out, i64 heads, i64 kv_heads, float scale, float soft_cap, i64 window,
                   slopes, bint k_f16, bint v_f16):
@@ -600,11 +612,11 @@ cdef class Program:
         s.attention.scale, s.attention.soft_cap, s.attention.window = scale, soft_cap, window
         s.attention.k_f16, s.attention.v_f16 = k_f16, v_f16
         s.op, s.a, s.b, s.width = kStore, k, v, self._width(k) + self._width(v)
-        self.program.get().add_step(s)
+        self._add(s)
         for slope in slopes:
             s.slopes.push_back(slope)
         s.op, s.a, s.b, s.out, s.width = kAttend, q, q, out, self._width(q)
-        self.program.get().add_step(s)
+        self._add(s)
         return s.cache
 
     # ------------------------------------------------------------ running
@@ -618,6 +630,7 @@ cdef class Program:
         cdef const int32_t[::1] tokens
         cdef const int32_t *id_pointer = NULL
         cdef vector[i64] counts, prefix
+        self.current = None
         if n < 1:
             raise ValueError("a batch of no tokens")
         if ids is not None:
@@ -661,12 +674,15 @@ cdef class Program:
                 raise ValueError(f"token {wanted[i]} is wanted of a batch of {n}")
         p.begin(c, n, id_pointer, positions.shape[0], &positions[0, 0], &sequences[0], wanted.shape[0],
                 &wanted[0] if wanted.shape[0] else NULL, prefix.data())
+        self.begun, self.current = True, cache
 
     def run(self, i64 start, i64 stop):
         """Runs steps start..stop-1; raises what a signal handler raised meanwhile (KeyboardInterrupt)."""
         cdef int result
         if not 0 <= start <= stop <= self.program.get().steps():
             raise ValueError(f"steps {start}..{stop} of {self.program.get().steps()}")
+        if self.current is None:
+            raise ValueError("no forward was begun")
         with nogil:
             result = self.program.get().run(start, stop, _signals, NULL)
         if result:
@@ -674,11 +690,14 @@ cdef class Program:
 
     def commit(self):
         """The cache now holds the tokens of the batch."""
+        if self.current is None:
+            raise ValueError("no forward was begun")
         self.program.get().commit()
+        self.current = None
 
     def read(self, int slot, float[:, ::1] out):
         """A slot's numbers."""
-        if out.shape[0] != self.program.get().slot_rows(slot) or out.shape[1] != self._width(slot):
+        if out.shape[1] != self._width(slot) or out.shape[0] != self.program.get().slot_rows(slot):
             raise ValueError(f"slot {slot} is {self.program.get().slot_rows(slot)} x {self._width(slot)}, not "
                              f"{out.shape[0]} x {out.shape[1]}")
         if out.shape[0]:

@@ -44,9 +44,9 @@ void Program::add_step(Step s) {
     steps_.push_back(std::move(s));
 }
 
-template <typename F> void Program::parallel(i64 chunks, F function) {
+template <typename F> void Program::parallel(i64 chunks, F function, bool share) {
     pool_->run(chunks, [](void *f, i64 chunk, int worker) { (*static_cast<F *>(f))(chunk, worker); }, &function,
-               tokens_ > 1 ? threads_prefill_ : threads_);
+               !share ? 1 : tokens_ > 1 ? threads_prefill_ : threads_);
 }
 
 void Program::begin(Cache *cache, i64 tokens, const int32_t *ids, i64 streams, const int32_t *positions,
@@ -286,6 +286,7 @@ void Program::attend(const Step &s) {
     const i64 per_tile = std::max<i64>(1, table_->attention_rows / group);
     std::vector<Tile> tiles;
     i64 pieces = 0; // (tile, segment) pairs
+    i64 work = 0;   // multiply-adds
     for (const Span &span : spans_)
         for (i64 i = 0; i < span.count; i += per_tile) {
             Tile tile = {span.sequence, span.first + i, std::min(per_tile, span.count - i), 0, 0};
@@ -295,6 +296,7 @@ void Program::attend(const Step &s) {
             if (a.window > 0) tile.segment0 = std::max<i64>(0, q[0].position - a.window + 1) / kSegment;
             tile.segment1 = (visible + kSegment - 1) / kSegment;
             pieces += tile.segment1 - tile.segment0;
+            work += tile.count * visible * a.heads * (a.key_dim + a.value_dim);
             tiles.push_back(tile);
         }
     const i64 tasks = (i64)tiles.size() * a.kv_heads, threads = tokens_ > 1 ? threads_prefill_ : threads_;
@@ -326,7 +328,7 @@ void Program::attend(const Step &s) {
             uint8_t *scratch = reinterpret_cast<uint8_t *>(state + rows * size);
             for (i64 segment = tile.segment0; segment < tile.segment1; ++segment) one(tile, head, segment, state, scratch);
             put(tile, head, state);
-        });
+        }, work > 2 * kChunkWork);
         return;
     }
     // Few tokens and many keys: every segment is a task of its own; then they are merged in order.

@@ -93,7 +93,7 @@ class Program {
     void linear(const Step &s, i64 rows);
     void store(const Step &s);
     void attend(const Step &s);
-    template <typename F> void parallel(i64 chunks, F function);
+    template <typename F> void parallel(i64 chunks, F function, bool share = true);
     float *at(int slot, i64 t) const { return slots_[(size_t)slot].data + t * slots_[(size_t)slot].stride; }
 
     const Table *table_;

@@ -104,6 +104,8 @@ def test_programs_check_every_slot() -> None:
         lambda: program.attention(x, x, x, x, 0, 0, 1.0, 0.0, 0, (), True, True),
         lambda: program.attention(x, x, x, x, 4, 4, 1.0, 0.0, 0, (1.0,), True, True),
         lambda: program.run(0, 1),
+        lambda: program.run(0, 0),
+        lambda: program.commit(),
         lambda: program.read(5, np.empty((1, 1), np.float32)),
         lambda: program.slot(0, False),
         lambda: kernels.Program("scalar", 0, 1),
