@@ -91,6 +91,39 @@ class _JoinedEntries(Tensor):
         return np.concatenate([part.read(start, stop) for part in self._parts], axis=1)
 
 
+class _Columns(Tensor):
+    """Some columns of a matrix. Reads whole rows."""
+
+    def __init__(self, base: Tensor, first: int, count: int) -> None:
+        self.shape, self.encoding, self._base = (*base.shape[:-1], count), base.encoding, base
+        self._bytes = slice(base.encoding.row_bytes(first), base.encoding.row_bytes(first + count))
+
+    def read(self, start: int, stop: int) -> Rows:
+        return np.ascontiguousarray(self._base.read(start, stop)[:, self._bytes])
+
+
+class _JoinedColumns(Tensor):
+    """Matrices side by side."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        first = parts[0]
+        self.shape, self.encoding, self._parts = (
+            (*first.shape[:-1], sum(part.columns for part in parts)), first.encoding, parts)
+        if any(part.encoding != self.encoding or part.shape[:-1] != first.shape[:-1] for part in parts):
+            raise BestiaryError(f"tensors of shapes {[part.shape for part in parts]} and encodings "
+                                f"{[part.encoding.name for part in parts]} cannot stand side by side")
+
+    def read(self, start: int, stop: int) -> Rows:
+        return np.concatenate([part.read(start, stop) for part in self._parts], axis=1)
+
+
+def one_plane(sources: Sequence[Tensor]) -> None:
+    """Raises BestiaryError where the bytes of some columns are no single run in their row."""
+    for source in sources:
+        if len(source.encoding.block_bytes) != 1:
+            raise BestiaryError(f"a {source.encoding.name} tensor keeps its planes apart and cannot be cut by columns")
+
+
 class _Transposed(Tensor):
     """Reads the whole base for every range: use it on what fits in memory, one tensor at a time."""
 
@@ -186,6 +219,43 @@ class Join(Transform):
     @property
     def inverse(self) -> Split:
         return Split(self.rows)
+
+
+@dataclass(frozen=True)
+class SplitColumns(Transform):
+    """One matrix into several of `columns` columns each, in order."""
+
+    columns: tuple[int, ...]
+
+    def apply(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
+        (source,) = sources
+        one_plane(sources)
+        if len(source.shape) < 2 or sum(self.columns) != source.columns:
+            raise BestiaryError(f"a tensor of shape {source.shape} cannot be split into columns {self.columns}")
+        starts = [sum(self.columns[:i]) for i in range(len(self.columns))]
+        return [_Columns(source, start, count) for start, count in zip(starts, self.columns, strict=True)]
+
+    @property
+    def inverse(self) -> JoinColumns:
+        return JoinColumns(self.columns)
+
+
+@dataclass(frozen=True)
+class JoinColumns(Transform):
+    """Several matrices of `columns` columns each into one, side by side."""
+
+    columns: tuple[int, ...]
+
+    def apply(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
+        one_plane(sources)
+        if tuple(source.columns for source in sources) != self.columns or any(len(s.shape) < 2 for s in sources):
+            raise BestiaryError(f"tensors of shapes {[source.shape for source in sources]} cannot be joined as columns "
+                                f"{self.columns}")
+        return [_JoinedColumns(sources)]
+
+    @property
+    def inverse(self) -> SplitColumns:
+        return SplitColumns(self.columns)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ ARCHITECTURES = (
 LOADERS = (
     "loaders.gguf:Gguf",
     "loaders.huggingface:HuggingFace",
+    "loaders.meta:Meta",
     "loaders.llama2c:Llama2c",
     "loaders.vocabulary_files:SentencePieceFile",
     "loaders.vocabulary_files:TokenizerJsonFile",

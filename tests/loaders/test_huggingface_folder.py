@@ -138,10 +138,10 @@ def test_an_index_without_a_map_is_refused(sharded: Path, index: dict[str, Any])
 
 
 def test_other_weights_are_named(single: Path) -> None:
-    (single / "model.safetensors").rename(single / "pytorch_model.bin")
-    with pytest.raises(BestiaryError, match=r"in pytorch_model.bin, which is not read yet; known: model.safetensors"):
+    (single / "model.safetensors").rename(single / "flax_model.msgpack")
+    with pytest.raises(BestiaryError, match=r"in flax_model.msgpack, which is not read; known: model.safetensors, pyt"):
         open_huggingface(single)
-    (single / "pytorch_model.bin").unlink()
+    (single / "flax_model.msgpack").unlink()
     with pytest.raises(BestiaryError, match="no weights in"):
         open_huggingface(single)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,7 @@ from bestiary_plugins.loaders.git_lfs import is_pointer
 from bestiary_plugins.loaders.safetensors import LARGEST_HEADER, open_safetensors
 from bestiary_plugins.loaders.strict_json import read_object
 from bestiary_plugins.loaders.tokenizer_files import folder_material
+from bestiary_plugins.loaders.torch_file import is_torch, open_torch
 
 if TYPE_CHECKING:
     from bestiary.host import Host
@@ -23,22 +25,32 @@ NAMING = "huggingface"
 
 
 class Weights(NamedTuple):
-    """A kind of weights file: what one of them is called, the index of several, and what reads one."""
+    """A kind of weights file: what one of them is called, the index of several, what reads one, whether a file begins
+    like one, and how sure that makes that it lies in such a folder."""
 
     single: str
     shards: str
     open: Callable[[DataFile], Mapping[str, Tensor]]
+    begins: Callable[[DataFile], bool]
+    sure: int
+
+
+def is_safetensors(file: DataFile) -> bool:
+    """Whether a header of JSON stands at its place."""
+    begin = file.read(0, min(9, file.size))
+    return begin[8:] == b"{" and int.from_bytes(begin[:8], "little") <= min(LARGEST_HEADER, file.size - 8)
 
 
 WEIGHTS = (
-    Weights("model.safetensors", "model.safetensors.index.json", open_safetensors),
+    Weights("model.safetensors", "model.safetensors.index.json", open_safetensors, is_safetensors, 95),
+    Weights("pytorch_model.bin", "pytorch_model.bin.index.json", open_torch, is_torch, 60),
 )
 """In the order of preference."""
-UNREAD = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
+UNREAD = ("tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
 
 
 class HuggingFace(Loader):
-    """A folder, or the safetensors file in one."""
+    """A folder, or a weights file in one."""
 
     name = "huggingface"
 
@@ -57,13 +69,11 @@ class HuggingFace(Loader):
 
 
 def recognise_file(path: Path) -> int:
-    """As a loader's `recognise`: a header of JSON at its place makes sure, the name alone does not."""
+    """As a loader's `recognise`: the first bytes make sure, the name alone does not."""
     file = DataFile(path)
-    begin = file.read(0, min(9, file.size))
-    if begin[8:] == b"{" and int.from_bytes(begin[:8], "little") <= min(LARGEST_HEADER, file.size - 8):
-        return 95
-    named = path.suffix == ".safetensors"
-    return 95 if named and is_pointer(file) else 10 * named
+    sure = max((kind.sure for kind in WEIGHTS if kind.begins(file)), default=0)
+    named = path.suffix == ".safetensors" or re.fullmatch(r"pytorch_model.*\.bin", path.name) is not None
+    return sure or (95 if named and is_pointer(file) else 10 * named)
 
 
 def open_huggingface(path: Path) -> Checkpoint:
@@ -86,7 +96,7 @@ def folder_tensors(folder: Path) -> dict[str, Tensor]:
             return sharded_tensors(folder, kind)
     found = [name for name in UNREAD if (folder / name).is_file()]
     if found:
-        raise BestiaryError(f"{folder} has its weights in {found[0]}, which is not read yet; "
+        raise BestiaryError(f"{folder} has its weights in {found[0]}, which is not read; "
                             f"known: {', '.join(kind.single for kind in WEIGHTS)}, whole or in shards")
     names = [name for kind in WEIGHTS for name in (kind.single, kind.shards)]
     raise BestiaryError(f"no weights in {folder}: neither {' nor '.join(names)}")
@@ -98,7 +108,10 @@ def file_tensors(path: Path) -> dict[str, Tensor]:
         index = path.parent / kind.shards
         if path.name == kind.shards or (index.is_file() and path.name in read_index(index).values()):
             return sharded_tensors(path.parent, kind)
-    return dict(open_safetensors(DataFile(path)))
+    file = DataFile(path)
+    begins = (kind for kind in WEIGHTS if kind.begins(file))
+    named = (kind for kind in WEIGHTS if Path(kind.single).suffix == path.suffix)  # opening it says what is wrong
+    return dict([*begins, *named, WEIGHTS[0]][0].open(file))
 
 
 def read_index(path: Path) -> dict[str, str]:
