@@ -152,7 +152,7 @@ def test_an_alignment_that_is_none_is_refused(path: Path, host: Host, alignment:
 
 
 @pytest.mark.parametrize(("start", "message"), [
-    (b"GGUF" + struct.pack(">I", 3), "big-endian"), (b"GGUF" + struct.pack("<I", 4), "version 4; known: 2, 3"),
+    (b"GGUF" + struct.pack(">I", 3), "big-endian"), (b"GGUF" + struct.pack("<I", 4), "version 4; known: 1, 2, 3"),
     (b"ggml" + bytes(4), "no GGUF file: it begins with b'ggml'"), (b"FUGG" + bytes(4), "no GGUF file")])
 def test_other_formats_are_said_in_words(path: Path, host: Host, start: bytes, message: str) -> None:
     path.write_bytes(start + build(GOOD)[8:])

@@ -151,7 +151,8 @@ WRONG = [("general.alignment", "string", "32", "general.alignment is str"),
          ("bestiary.file.tokenizer.model", "string", "x", "is str; it must be an array of strings"),
          ("bestiary.file.tokenizer.model", "array", ["zip", "x"], '"text" or "base64"'),
          ("bestiary.file.tokenizer.model", "array", ["base64", "%"], "is no base64"),
-         ("split.count", "uint16", 3, "split into 3 files")]
+         ("split.count", "uint16", 3, "first of 3 files"), ("split.count", "uint16", 60000, "split.count is 60000"),
+         ("split.no", "uint16", 1, "split.no is 1; split.count is 1")]
 
 
 @pytest.mark.parametrize(("key", "method", "value", "message"), WRONG)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bestiary.architecture import COMMON_KEYS, Key
 from bestiary.checkpoint import CANONICAL, Checkpoint, TokenizerMaterial
-from bestiary.encoding import Encoding
 from bestiary.errors import BestiaryError
 from bestiary.files import DataFile, FileTensor
 from bestiary.loader import Loader
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 CONFIG_KEY, PLANES_KEY = "bestiary.config", "bestiary.planes"
 OURS = "bestiary."
+PART = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
+MOST_PARTS = 10_000
 
 
 class Gguf(Loader):
-    """A single .gguf file."""
+    """A .gguf file, or the first of several that a model was split into."""
 
     name = "gguf"
 
@@ -55,25 +57,57 @@ def open_gguf(path: Path, host: Host) -> Checkpoint:
     file = DataFile(path)
     header = read_header(file)
     metadata = header.metadata
-    parts = metadata.integer("split.count") or 1
-    if parts > 1:
-        raise BestiaryError(f"{path} is one part of a GGUF model that was split into {parts} files, which is not read; "
-                            "llama.cpp's `llama-gguf-split --merge` joins them")
+    parts = [(file, header), *other_parts(file, header)]
     tokenizer = read_material(metadata)
-    tensors = read_tensors(file, header, host.encodings)
+    tensors: dict[str, Tensor] = {}
+    for part, its in parts:
+        for entry in its.tensors:
+            if entry.name in tensors:
+                raise BestiaryError(f"{part.path} holds tensor {entry.name}, which a part before it holds too")
+            encoding = encoding_of(entry.code, host.encodings, f"{part.path}: tensor {entry.name}")
+            tensors[entry.name] = FileTensor(part, entry.offset, entry.shape, encoding, entry.name)
+    total = metadata.integer("split.tensors.count")
+    if len(parts) > 1 and total is not None and total != len(tensors):
+        raise metadata.wrong("split.tensors.count", f"is {total}; the {len(parts)} parts hold {len(tensors)} tensors")
+    if (planes := metadata.text(PLANES_KEY)) is not None:
+        tensors = join_planes(planes, tensors, host.encodings, f"{path}: metadata {PLANES_KEY}")
     return Checkpoint(path, read_config(metadata, tokenizer, tensors, host), tensors, CANONICAL, tokenizer,
                       other_facts(metadata), (open_gguf, (path, host)))
 
 
-def read_tensors(file: DataFile, header: Header, known: Mapping[str, Encoding]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {
-        entry.name: FileTensor(file, entry.offset, entry.shape,
-                               encoding_of(entry.code, known, f"{file.path}: tensor {entry.name}"), entry.name)
-        for entry in header.tensors}
-    planes = header.metadata.text(PLANES_KEY)
-    if planes is None:
-        return tensors
-    return join_planes(planes, tensors, known, f"{file.path}: metadata {PLANES_KEY}")
+def other_parts(file: DataFile, header: Header) -> list[tuple[DataFile, Header]]:
+    """The other files of a model that was split, in order; none where it was not. Raises BestiaryError where the file
+    is not the first, or one is missing or another's."""
+    path, count, number = file.path, *place_in_split(header.metadata)
+    if count == 1:
+        return []
+    named = PART.fullmatch(path.name)
+    if number:
+        first = f"{named[1]}-00001-of-{named[3]}.gguf" if named else f"the one that ends in -00001-of-{count:05d}.gguf"
+        raise BestiaryError(f"{path} is part {number + 1} of a model in {count} files; open the first: {first}")
+    if named is None or int(named[2]) != 1 or int(named[3]) != count:
+        raise BestiaryError(f"{path} is the first of {count} files of one model; the others are found by its name, "
+                            f"which must end in -00001-of-{count:05d}.gguf")
+    parts = []
+    for i in range(1, count):
+        other = path.with_name(f"{named[1]}-{i + 1:05d}-of-{named[3]}.gguf")
+        if not other.is_file():
+            raise BestiaryError(f"{path} is the first of {count} files of one model; {other.name} is missing")
+        part = DataFile(other)
+        its = read_header(part)
+        if place_in_split(its.metadata) != (count, i):
+            raise BestiaryError(f"{other} does not say that it is part {i + 1} of {count}; it belongs to another model")
+        parts.append((part, its))
+    return parts
+
+
+def place_in_split(metadata: Metadata) -> tuple[int, int]:
+    """How many files the model is in, and which of them this is, from 0."""
+    count = metadata.integer("split.count", high=MOST_PARTS) or 1
+    number = metadata.integer("split.no") or 0
+    if number >= count:
+        raise metadata.wrong("split.no", f"is {number}; split.count is {count}")
+    return count, number
 
 
 def read_config(metadata: Metadata, tokenizer: TokenizerMaterial, tensors: Mapping[str, Tensor],

@@ -19,6 +19,7 @@ class Cursor:
         self.file = file
         self._start, self._buffer, self._at = 0, b"", 0  # the buffer holds the file from _start; _at is inside it
         self._count = struct.Struct("<Q")
+        self._strip = False
 
     @property
     def offset(self) -> int:
@@ -31,6 +32,15 @@ class Cursor:
     def count_as(self, form: str) -> None:
         """How counts, lengths and dimensions are written from here on."""
         self._count = struct.Struct(form)
+
+    @property
+    def count_size(self) -> int:
+        """Bytes of a count."""
+        return self._count.size
+
+    def strip_nuls(self) -> None:
+        """From here on one NUL at the end of a string does not belong to it."""
+        self._strip = True
 
     def need(self, size: int, what: str) -> int:
         """Makes `size` bytes stand in the buffer, and gives where."""
@@ -57,7 +67,8 @@ class Cursor:
         return int.from_bytes(self.take(self._count.size, what), "little")
 
     def string(self, what: str) -> bytes:
-        return self.take(self.count(f"the length of {what}"), what)
+        value = self.take(self.count(f"the length of {what}"), what)
+        return value.removesuffix(b"\0") if self._strip else value
 
     def strings(self, count: int, what: str) -> list[bytes]:
         """An array of strings. A vocabulary and its merges are 400,000 of them, hence the loop over one buffer."""
@@ -79,7 +90,7 @@ class Cursor:
                 at = last
             self._at = at
             if len(found) == count:
-                return found
+                return [value.removesuffix(b"\0") for value in found] if self._strip else found
             append(self.string(what))  # the one that the buffer does not hold whole: checked, and read with the next
 
     def pad(self, alignment: int) -> int:

@@ -29,8 +29,10 @@ from bestiary_plugins.loaders.git_lfs import refuse_pointer
 
 MOST_KEYS, MOST_TENSORS, MOST_DIMENSIONS = 1 << 16, 1 << 17, 4
 
-COUNTS = {2: "<Q", 3: "<Q"}
-"""File version -> how it writes counts, lengths and dimensions. (Version 1 has 32 bits.)"""
+COUNTS = {1: "<I", 2: "<Q", 3: "<Q"}
+"""File version -> how it writes counts, lengths and dimensions."""
+MAY_COUNT_NULS = (1, 2)
+"""Versions of which llama.cpp's `quantize` wrote files that count a NUL at the end of every string."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ def read_header(file: DataFile) -> Header:
         raise BestiaryError(f"{file.path} is GGUF version {version}; known: {', '.join(map(str, COUNTS))}")
     cursor.count_as(COUNTS[version])
     tensors = limited(cursor, cursor.count("the number of tensors"), MOST_TENSORS, 24, "tensors")
-    keys = limited(cursor, cursor.count("the number of metadata keys"), MOST_KEYS, 13, "metadata keys")
-    metadata = Metadata(file.path, read_metadata(cursor, keys))
+    keys = limited(cursor, cursor.count("the number of metadata keys"), MOST_KEYS, cursor.count_size + 5,
+                   "metadata keys")
+    metadata = Metadata(file.path, read_metadata(cursor, keys, version in MAY_COUNT_NULS))
     alignment = metadata.integer("general.alignment")
     if alignment is None:
         alignment = DEFAULT_ALIGNMENT
@@ -85,10 +88,14 @@ def limited(cursor: Cursor, count: int, most: int, least_bytes: int, what: str) 
     return count
 
 
-def read_metadata(cursor: Cursor, count: int) -> dict[str, Value]:
+def read_metadata(cursor: Cursor, count: int, nuls: bool) -> dict[str, Value]:
+    """nuls: the file may count a NUL at the end of every string; its first key tells."""
     values: dict[str, Value] = {}
     for i in range(count):
         key = text(cursor, f"metadata key {i}")
+        if nuls and not i and key.endswith("\0"):
+            cursor.strip_nuls()
+            key = key[:-1]
         if key in values:
             raise BestiaryError(f"{cursor.file.path}: metadata key {key!r} stands there twice")
         values[key] = read_value(cursor, f"metadata {key}")

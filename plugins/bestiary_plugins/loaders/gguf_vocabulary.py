@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from bestiary.checkpoint import TokenizerMaterial, Vocabulary
 from bestiary.errors import BestiaryError
-from bestiary.sentencepiece_model import CONTROL, UNUSED
+from bestiary.sentencepiece_model import BYTE, CONTROL, UNKNOWN, UNUSED
 from bestiary.tokenizer_builder import build_tokenizer
 from bestiary.tokenizer_settings import named_token
 from bestiary_plugins.loaders.gguf_metadata import Metadata
@@ -49,6 +50,8 @@ def read_material(metadata: Metadata) -> TokenizerMaterial:
     if pieces is None:
         raise metadata.wrong("tokenizer.ggml.tokens", "is missing")
     kinds = per_piece(metadata, "tokenizer.ggml.token_type", metadata.integers("tokenizer.ggml.token_type"), pieces)
+    if model == "llama":
+        pieces, kinds = repaired(pieces, kinds)
     scores = per_piece(metadata, "tokenizer.ggml.scores", metadata.reals("tokenizer.ggml.scores"), pieces)
     default = DEFAULTS.get(model, {})
 
@@ -76,6 +79,24 @@ def read_material(metadata: Metadata) -> TokenizerMaterial:
     return TokenizerMaterial(
         files=files, vocabulary=vocabulary, bos=bos, eos=eos,
         add_bos=add_bos, add_eos=metadata.flag("tokenizer.ggml.add_eos_token"), ends=ends, chat_template=template)
+
+
+FIRST_DAY = ["\u2581\u2047\u2581".encode(), b"", b""]
+SINCE, SINCE_KINDS = (b"<unk>", b"<s>", b"</s>"), (UNKNOWN, CONTROL, CONTROL)
+
+
+def repaired(pieces: list[bytes], kinds: list[int]) -> tuple[list[bytes], list[int]]:
+    """What the first converter to GGUF wrote, as it has been spelled since: ids 0 to 2 under their names and kinds,
+    bytes with both digits."""
+    if not kinds:
+        return pieces, kinds
+    pieces, kinds = list(pieces), list(kinds)
+    if pieces[:3] == FIRST_DAY:
+        pieces[:3], kinds[:3] = SINCE, SINCE_KINDS
+    for i, piece in enumerate(pieces):
+        if kinds[i] == BYTE and re.fullmatch(rb"<0x[0-9A-Fa-f]>", piece):
+            pieces[i] = b"<0x0%c>" % piece[3]
+    return pieces, kinds
 
 
 def per_piece(metadata: Metadata, key: str, values: list[Any] | None, pieces: list[bytes]) -> list[Any]:
