@@ -80,6 +80,8 @@ class Architecture(ABC):
     """Metadata keys beside the common ones."""
     pre_tokenizers: Mapping[str, PreTokenizer] = {}
     templates: Mapping[str, Template] = {}
+    prompts: Mapping[str, str] = {}
+    """Texts that guides to such models begin a prompt with, by the name of the file they have there."""
 
     @abstractmethod
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:

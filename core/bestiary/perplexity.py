@@ -22,12 +22,13 @@ class Perplexity:
     tokens: int
 
 
-def perplexity(model: Model, text: str, context: int | None = None, progress: Progress | None = None) -> Perplexity:
+def perplexity(model: Model, text: str, context: int | None = None, progress: Progress | None = None,
+               chunks: int | None = None) -> Perplexity:
     """The text is cut into chunks of `context` tokens, each begins with BOS in the place of its first token, and the
     second half of each is scored. What is left over at the end is not used.
 
-    context: 512 by default, or what the model holds if that is less. Raises BestiaryError for a text that does not fill
-    one chunk.
+    context: 512 by default, or what the model holds if that is less. progress: is told the estimate so far after each
+    chunk. chunks: only so many, from the beginning. Raises BestiaryError for a text that does not fill one chunk.
     """
     # All of this, the estimate of the error too, as llama.cpp does it, so that figures can be compared.
     context = min(512, model.plan.limits.context) if context is None else context
@@ -39,7 +40,9 @@ def perplexity(model: Model, text: str, context: int | None = None, progress: Pr
         raise BestiaryError(f"the text has {len(ids)} tokens; a chunk has {context}")
     first, begins = context // 2, [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
     total, squares, count = 0.0, 0.0, 0
-    chunks = len(ids) // context
+    if chunks is not None and chunks < 1:
+        raise BestiaryError(f"chunks = {chunks}; 1 or more is wanted")
+    chunks = min(len(ids) // context, chunks or len(ids))
     for chunk in range(chunks):
         tokens = ids[chunk * context:(chunk + 1) * context]
         tokens = [*begins, *tokens[len(begins):]]
@@ -49,7 +52,12 @@ def perplexity(model: Model, text: str, context: int | None = None, progress: Pr
         loss = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(wanted)), wanted]
         total, squares, count = total + float(loss.sum()), squares + float((loss * loss).sum()), count + len(loss)
         if progress:
-            progress(chunk + 1, chunks, "perplexity")
+            progress(chunk + 1, chunks, f"{estimate(total, squares, count).perplexity:.4f}")
+    return estimate(total, squares, count)
+
+
+def estimate(total: float, squares: float, count: int) -> Perplexity:
+    """From the sums of the losses and of their squares."""
     mean = total / count
     spread = squares / count - mean * mean
     value = math.exp(mean) if mean < 700 else math.inf

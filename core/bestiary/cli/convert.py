@@ -22,7 +22,9 @@ def convert(
     outfile: Annotated[str | None, typer.Option("--outfile", metavar="FILE", help="The same as OUT.")] = None,
     outtype: Annotated[str | None, typer.Option(
         "--outtype", metavar="TYPE", help="Type of the weights; by default f16, or a quantized SRC's types.")] = None,
-    tokenizer: options.TokenizerFile = None,
+    tokenizer: Annotated[Path | None, typer.Option(
+        "--tokenizer", "--vocab-dir", metavar="FILE",
+        help="Take the tokenizer from this file, folder or checkpoint.")] = None,
     output_format: Annotated[str | None, typer.Option(
         "--format", metavar="NAME", help="Output format; by default by OUT's name.")] = None,
     loader: options.Loader = None,
@@ -32,6 +34,9 @@ def convert(
     pure: options.Pure = False,
     requantize: options.Requantize = False,
     force: options.Force = False,
+    vocabulary_type: Annotated[str | None, typer.Option("--vocabtype", "--vocab-type", hidden=True)] = None,
+    concurrency: Annotated[int | None, typer.Option("--concurrency", hidden=True)] = None,
+    quiet: Annotated[bool, typer.Option("--pad-vocab", "--no-lazy", "--use-temp-file", hidden=True)] = False,
 ) -> None:
     """Turn a checkpoint into one file that holds everything."""
     from bestiary.saving import save_as
@@ -39,12 +44,18 @@ def convert(
     host = options.host_of(context)
     if out is not None and out.isdigit() and outtype is None and out in host.quantizers:
         out, outtype = None, out  # an old script's number of a type
+    if outtype == "auto":
+        outtype = None
+    for given, line in ((vocabulary_type, "no use for --vocabtype: what a tokenizer is stands in its file"),
+                        (concurrency, "no use for --concurrency: the file is written as it is read")):
+        if given is not None:
+            options.log.warning("%s", line)
     if out is not None and outfile is not None:
         raise BestiaryError(f"two outputs: {out} and --outfile {outfile}")
     with terminal.progress_bar("converting") as progress:
         saved = save_as(source, out or outfile, outtype, host, format=output_format, loader=loader,
-                        architecture=architecture, tokenizer=tokenizer, context=ctx, pure=pure, requantize=requantize,
-                        force=force, progress=progress)
+                        architecture=architecture, tokenizer=options.vocabulary_path(tokenizer), context=ctx, pure=pure,
+                        requantize=requantize, force=force, progress=progress)
     report(saved)
 
 

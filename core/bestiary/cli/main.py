@@ -19,12 +19,13 @@ from typing import Annotated, Any
 import typer
 
 from bestiary import BestiaryError, __version__
+from bestiary.cli.not_here import WORDS
 from bestiary.discovery import OWN
 from bestiary.host import Host, HostSettings
 from bestiary.registry import normal
 
 BUILT_IN: Mapping[str, str] = {name: f"bestiary.cli.{name}:{name}" for name in (
-    "run", "convert", "quantize", "inspect", "tokenize", "bench", "plugins")}
+    "run", "convert", "quantize", "inspect", "tokenize", "perplexity", "bench", "plugins")}
 """name -> "module:function", as plugins give theirs."""
 
 SETTINGS: dict[str, Any] = {
@@ -62,6 +63,7 @@ def _run(argv: list[str]) -> int:
         chosen, argv = take_plugin_options(argv)
         host = Host(HostSettings.from_environment(chosen.files, chosen.prefer))
         if argv and not argv[0].startswith("-"):
+            refuse(argv[0], argv[1:])
             app.command(argv[0])(command(host, argv[0]))
         elif argv != ["--version"]:  # a listing: what stands in the sources is enough
             for name, target in targets(host).items():
@@ -123,6 +125,17 @@ def take_plugin_options(argv: Sequence[str]) -> tuple[PluginOptions, list[str]]:
         else:
             raise WrongUsage(f"{option} wants a value")
     return _options(taken), rest
+
+
+def refuse(name: str, words: Sequence[str]) -> None:
+    """Raises WrongUsage for an option of old command lines that the command has not, with what to do instead. It is
+    looked for before parsing: a parser takes -md for an -m with the value d."""
+    known = WORDS.get(name, {})
+    for word in words:
+        if word == "--":
+            return
+        if word.startswith("-") and (sentence := known.get(word.partition("=")[0].replace("_", "-"))):
+            raise WrongUsage(f"{word.partition('=')[0]}: {sentence}")
 
 
 def _options(taken: Mapping[str, Sequence[str]]) -> PluginOptions:

@@ -39,6 +39,9 @@ Pure = Annotated[bool, typer.Option("--pure", help="Every matrix in this type, t
 Requantize = Annotated[bool, typer.Option(
     "--allow-requantize", help="Quantize weights that are quantized already; this adds the errors of both.")]
 
+Gpu = Annotated[list[str] | None, typer.Option(
+    "-ngl", "--n-gpu-layers", "--gpu-layers", metavar="N", help="Accepted; everything runs on the CPU.")]
+
 
 def host_of(context: typer.Context) -> Host:
     """The plugins of this command line."""
@@ -57,6 +60,30 @@ def model_path(host: Host, model: Path | None) -> Path:
         raise BestiaryError("no model is named; -m PATH names one")
     module: Any = import_module(target.partition(":")[0])
     return Path(module.model())
+
+
+def no_gpu(given: Sequence[str] | None) -> None:
+    """One line where options of GPUs were given."""
+    if given:
+        log.warning("this backend has no use for -ngl and other options of GPUs: everything runs on the CPU")
+
+
+def source_path(host: Host, path: Path) -> Path:
+    """The file named; where there is none but one of that name as `convert` names its files, that one."""
+    if not path.exists():
+        for writer in host.writers.values():
+            other = path.with_suffix(writer.suffix) if writer.suffix else path
+            if other.is_file():
+                log.warning("there is no %s; %s is taken", path, other)
+                return other
+    return path
+
+
+def vocabulary_path(path: Path | None) -> Path | None:
+    """Where a folder is named that holds a tokenizer and no model: the tokenizer in it."""
+    if path is not None and path.is_dir() and not (path / "config.json").exists():
+        return next((path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()), path)
+    return path
 
 
 def numbers(text: str, option: str, least: int) -> Sequence[int]:

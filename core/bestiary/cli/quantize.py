@@ -30,6 +30,7 @@ def quantize(
 
     host = options.host_of(context)
     out, kind = output_and_type(host, words)
+    source = options.source_path(host, source)
     with terminal.progress_bar("quantizing") as progress:
         saved = save_as(source, out, kind, host, loader=loader, architecture=architecture, tokenizer=tokenizer,
                         pure=pure, requantize=requantize, force=force, progress=progress)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bestiary.cli import options, terminal
 from bestiary.cli.session import GIVEN, Session, Turns, reader
 from bestiary.errors import BestiaryError
+from bestiary.host import Host
 
 if TYPE_CHECKING:
     from bestiary.model import Model
@@ -32,7 +34,7 @@ def run(
     prompt: Annotated[str | None, typer.Option(
         "-p", "--prompt", metavar="TEXT", help="What the text begins with.")] = None,
     file: Annotated[Path | None, typer.Option(
-        "-f", "--file", metavar="FILE", help="Read the prompt from a file; - is stdin.")] = None,
+        "-f", "--file", metavar="FILE", help="Read the prompt from a file, or one that is built in; - is stdin.")] = None,
     predict: Annotated[int, typer.Option(
         "-n", "--n-predict", "--predict", metavar="N",
         help="Tokens to generate; -1 until the model ends, -2 until the context is full.")] = -1,
@@ -81,15 +83,24 @@ def run(
     tokenizer: options.TokenizerFile = None,
     loader: options.Loader = None,
     architecture: options.Architecture = None,
-    gpu: Annotated[list[str] | None, typer.Option(
-        "-ngl", "--n-gpu-layers", "--gpu-layers", metavar="N", help="Accepted; everything runs on the CPU.")] = None,
+    rms_eps: Annotated[float | None, typer.Option(
+        "--rms-norm-eps", "-eps", metavar="X", help="In place of what the checkpoint says.")] = None,
+    rope_base: Annotated[float | None, typer.Option(
+        "--rope-freq-base", metavar="X", help="In place of what the checkpoint says.")] = None,
+    rope_scale: Annotated[float | None, typer.Option(
+        "--rope-freq-scale", metavar="X", help="1 / N stretches the context by N.")] = None,
+    gpu: options.Gpu = None,
     gpus: Annotated[list[str] | None, typer.Option(
         "-mg", "--main-gpu", "-ts", "--tensor-split", "-sm", "--split-mode", hidden=True)] = None,
     memory: Annotated[bool, typer.Option("--mlock", "--mmap", "--no-mmap", "--numa", hidden=True)] = False,
     keep: Annotated[str | None, typer.Option("--keep", hidden=True)] = None,
     microbatch: Annotated[int | None, typer.Option("-ub", "--ubatch-size", hidden=True)] = None,
+    cached: Annotated[str | None, typer.Option("--prompt-cache", hidden=True)] = None,
+    cached_how: Annotated[bool, typer.Option("--prompt-cache-all", "--prompt-cache-ro", hidden=True)] = False,
+    shapes: Annotated[int | None, typer.Option("-gqa", "--gqa", "--n-parts", hidden=True)] = None,
     quiet: Annotated[bool, typer.Option(
-        "--simple-io", "--log-disable", "--no-warmup", "--no-penalize-nl", "--memory-f16", hidden=True)] = False,
+        "--simple-io", "--log-disable", "--no-warmup", "--no-penalize-nl", "--memory-f16", "-no-cnv",
+        "--no-conversation", "--mtest", hidden=True)] = False,
 ) -> None:
     """Let a model continue a text, or talk with it."""
     from bestiary.model import load
@@ -97,7 +108,7 @@ def run(
 
     host = options.host_of(context)
     read: Callable[[str], str] = unescape if escape else str
-    start = read(prompt_of(prompt, file))
+    start = read(prompt_of(host, prompt, file))
     interactive = interactive or interactive_first or instruct
     reverse = [read(text) for text in reverse or ()]
     if predict < -2:
@@ -108,19 +119,21 @@ def run(
         seed=None if seed is None or seed < 0 else seed,
         samplers=sampler_names(samplers) if samplers is not None else CHAIN)
     for given, line in (
-            (gpu or gpus, "this backend has no use for -ngl and other options of GPUs: everything runs on the CPU"),
             (memory, "no use for --mlock, --mmap, --no-mmap, --numa: weights are always read into memory"),
             (keep, "no use for --keep: the context is not shifted; where it is full, the text ends"),
+            (cached or cached_how, "no use for --prompt-cache: a prompt is computed when it is given"),
+            (shapes is not None, "no use for -gqa and --n-parts: both follow from the checkpoint itself"),
             (microbatch, "no use for -ub: -b is the number of tokens that are computed at once")):
         if given:
             log.warning("%s", line)
+    options.no_gpu((gpu or []) + (gpus or []))
     f32 = "f32" if memory_f32 else None
     started = time.perf_counter()
     with terminal.progress_bar("loading") as progress:
         loaded = load(options.model_path(host, model), backend, options.usable(threads, "-t"), ctx or None, type, host,
                       tokenizer=tokenizer, batch=batch, threads_prefill=options.usable(threads_batch, "-tb"),
                       cache_type_k=cache_type_k or f32, cache_type_v=cache_type_v or f32, loader=loader,
-                      architecture=architecture, progress=progress)
+                      architecture=architecture, config=overrides(rms_eps, rope_base, rope_scale), progress=progress)
     with loaded:
         seconds = time.perf_counter() - started
         if verbose_prompt:
@@ -176,12 +189,30 @@ def figures(session: Session, load_seconds: float) -> None:
           *session.figures.lines(), ", ".join(facts), sep="\n", file=sys.stderr)
 
 
-def prompt_of(prompt: str | None, file: Path | None) -> str:
-    """The text of -p or -f."""
+def overrides(rms_eps: float | None, rope_base: float | None, rope_scale: float | None) -> dict[str, Any]:
+    """The config values that options of old command lines replace."""
+    for option, value in (("-eps", rms_eps), ("--rope-freq-base", rope_base), ("--rope-freq-scale", rope_scale)):
+        if value is not None and not 0 < value < math.inf:
+            raise BestiaryError(f"{option} {value}: a number above 0 is wanted")
+    scaling = {} if rope_scale is None else {
+        "rope_scaling": {"rope_type": "linear", "factor": 1 / rope_scale}, "rope_factor": 1 / rope_scale}
+    values = {"rms_norm_eps": rms_eps, "rope_theta": rope_base}
+    return {**{key: value for key, value in values.items() if value is not None}, **scaling}
+
+
+def prompt_of(host: Host, prompt: str | None, file: Path | None) -> str:
+    """The text of -p or -f. A file that is there is the user's own; else a name may be that of a built-in text."""
     if file is None:
         return options.clean(prompt or "")
     if prompt is not None:
         raise BestiaryError("two prompts: -p and -f")
+    if str(file) != "-" and not file.exists():
+        known = {name: text for family in host.architectures.values() for name, text in family.prompts.items()}
+        if str(file) in known:
+            return known[str(file)]
+        instead = f"-f {file.stem} takes the built-in text of that name" if file.stem in known else \
+            f"built in: {', '.join(sorted(known)) or 'none'}"
+        raise BestiaryError(f"cannot read {file}: there is no such file; {instead}")
     return options.text_of(file).removesuffix("\n")
 
 

@@ -15,8 +15,8 @@ PATIENCE = 0.3
 
 
 @contextlib.contextmanager
-def progress_bar(title: str) -> Iterator[Progress | None]:
-    """A bar on stderr where that is a terminal, else None."""
+def progress_bar(title: str, unit: str | None = None) -> Iterator[Progress | None]:
+    """A bar on stderr where that is a terminal, else None. unit: what is counted; bytes where none is named."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -27,7 +27,7 @@ def progress_bar(title: str) -> Iterator[Progress | None]:
         if bar is None:
             if time.perf_counter() - started < PATIENCE:
                 return
-            bar = _rich_bar()
+            bar = _rich_bar(unit)
             bar.start()
             task = bar.add_task(title, total=total, what="")
         bar.update(task, completed=done, total=total, what="" if what == title else what)
@@ -39,12 +39,13 @@ def progress_bar(title: str) -> Iterator[Progress | None]:
             bar.stop()
 
 
-def _rich_bar() -> Any:
+def _rich_bar(unit: str | None) -> Any:
     from rich import progress  # late: it is slow to import, and short work needs none
     from rich.console import Console
 
+    count = progress.TextColumn("{task.completed}/{task.total} " + unit) if unit else progress.DownloadColumn()
     return progress.Progress(
-        progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
+        progress.TextColumn("{task.description}"), progress.BarColumn(), count,
         progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[what]}", style="dim", markup=False),
         console=Console(stderr=True), transient=True)
 
