@@ -16,7 +16,18 @@ from bestiary.decoding import to_bf16
 from bestiary.encoding import BF16, F16, F32, Bits, Encoding, Factor, Layout
 from bestiary.errors import BestiaryError
 from bestiary.tensor import ArrayTensor, BlockTensor, Tensor, encode_plain
-from bestiary.transform import Add, Join, Permute, Split, Stack, Transform, Transpose, Unstack
+from bestiary.transform import (
+    Add,
+    Join,
+    JoinColumns,
+    Permute,
+    Split,
+    SplitColumns,
+    Stack,
+    Transform,
+    Transpose,
+    Unstack,
+)
 
 FOURS = Encoding("fours", 4, (4,), Layout((Bits(8, (0,), 8),), 4, Factor("e8m0", Bits(8, (0,), 32))))
 """Blocks of four weights, so that rows of bytes cannot be taken apart."""
@@ -68,6 +79,8 @@ CASES = {
     "split a vector": Case(Split((4, 8)), ((12,),), ((4,), (8,))),
     "join": Case(Join((3, 1, 2)), ((3, 8), (1, 8), (2, 8)), ((6, 8),)),
     "join vectors": Case(Join((4, 8)), ((4,), (8,)), ((12,),)),
+    "join columns": Case(JoinColumns((32, 64)), ((3, 32), (3, 64)), ((3, 96),)),
+    "split columns": Case(SplitColumns((64, 32)), ((3, 96),), ((3, 64), (3, 32))),
     "stack": Case(Stack(3), ((2, 4),) * 3, ((3, 2, 4),)),
     "unstack": Case(Unstack(3), ((3, 2, 4),), ((2, 4),) * 3),
     "transpose": Case(Transpose(), ((5, 3),), ((3, 5),), PLAIN_ONLY),
@@ -116,6 +129,10 @@ def lists_of_rows(transform: Transform, arrays: Sequence[NDArray[np.float32]]) -
             return np.split(arrays[0], np.cumsum(rows)[:-1])
         case Join():
             return [np.concatenate(arrays)]
+        case SplitColumns(columns):
+            return np.split(arrays[0], np.cumsum(columns)[:-1], axis=1)
+        case JoinColumns():
+            return [np.concatenate(arrays, axis=1)]
         case Stack():
             return [np.stack(arrays)]
         case Unstack():
@@ -157,7 +174,7 @@ def test_any_split_is_undone_by_joining(rows: list[int], columns: int) -> None:
         np.testing.assert_array_equal(whole(back), whole(source))
 
 
-@pytest.mark.parametrize("name", ["permute", "split", "join", "stack", "unstack", "add"])
+@pytest.mark.parametrize("name", ["permute", "split", "join", "split columns", "stack", "unstack", "add"])
 def test_nothing_is_read_before_it_is_asked_for_and_then_little(name: str) -> None:
     case = CASES[name]
     sources = [Watched(made(shape, F32, i)) for i, shape in enumerate(case.shapes)]
@@ -198,6 +215,18 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
     assert "cannot be transposed" in wrong(Transpose(), (4, 4), encodings=(FOURS,))
     assert "cannot be added to a fours tensor" in wrong(Add(1.0), (4, 4), encodings=(FOURS,))
     assert "fours vector cannot be permuted" in wrong(Permute((1, 0, 3, 2)), (4,), encodings=(FOURS,))
+
+
+def test_columns_that_do_not_fit_are_refused_in_words() -> None:
+    assert "cannot be split into columns (2, 3)" in wrong(SplitColumns((2, 3)), (6, 4))
+    assert "a row of 2 is no whole number" in wrong(SplitColumns((2, 2)), (6, 4), encodings=(FOURS,))
+    assert "cannot be joined as columns (4, 4)" in wrong(JoinColumns((4, 4)), (2, 4), (2, 8))
+    assert "cannot be joined as columns (4, 4)" in wrong(JoinColumns((4, 4)), (4,), (4,))
+    assert "cannot stand side by side" in wrong(JoinColumns((4, 4)), (2, 4), (3, 4))
+    assert "cannot stand side by side" in wrong(JoinColumns((4, 4)), (2, 4), (2, 4), encodings=(F32, F16))
+    planes = Encoding("planes", 4, (4, 1), decoder=lambda rows, columns: np.zeros((len(rows), columns), np.float32))
+    with pytest.raises(BestiaryError, match="planes tensor keeps its planes apart"):
+        JoinColumns((4, 4)).apply([BlockTensor(np.zeros((2, 5), np.uint8), (2, 4), planes)] * 2)
 
 
 def test_a_quantized_vector_is_split_at_its_blocks_only() -> None:
