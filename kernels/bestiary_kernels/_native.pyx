@@ -59,8 +59,11 @@ cdef extern from "layout.h" namespace "bestiary":
     CMatrix packed_shape(const CLayout &, i64)
     void pack_rows(const CMatrix &, const CLayout &, const uint8_t *, i64, i64) except + nogil
     void unpack_row(const CMatrix &, i64, float *) nogil
-    void c_quantize_q8_0 "bestiary::quantize_q8_0"(const float *, i64, uint8_t *) nogil
-    void c_quantize_q4_0 "bestiary::quantize_q4_0"(const float *, i64, uint8_t *) nogil
+    void c_quantize_q8_0 "bestiary::quantize_q8_0"(const float *, i64, uint8_t *) noexcept nogil
+    void c_quantize_q4_0 "bestiary::quantize_q4_0"(const float *, i64, uint8_t *) noexcept nogil
+    void c_quantize_q4_1 "bestiary::quantize_q4_1"(const float *, i64, uint8_t *) noexcept nogil
+    void c_quantize_q5_0 "bestiary::quantize_q5_0"(const float *, i64, uint8_t *) noexcept nogil
+    void c_quantize_q5_1 "bestiary::quantize_q5_1"(const float *, i64, uint8_t *) noexcept nogil
 
 cdef extern from "host.h" namespace "bestiary":
     const CTable *const *tables()
@@ -156,7 +159,8 @@ cdef int _pending() except -1:
 cdef int _signals(void *unused) noexcept with gil:
     return PyErr_CheckSignals()
 
-KINDS = {"nibble": 0, "byte": 1, "f32": 2, "f16": 3, "bf16": 4}
+KINDS = {"nibble": 0, "five": 1, "byte": 2, "f32": 3, "f16": 4, "bf16": 5}
+_MOST_BITS = {"nibble": 4, "five": 5, "byte": 8}
 NUMBERS = {"f32": 0, "f16": 1, "bf16": 2, "e8m0": 3}
 _WIDTHS = {"f32": 32, "f16": 16, "bf16": 16, "e8m0": 8}
 cdef i64 _LARGEST = 1 << 46  # of any count: what is multiplied with it later stays inside 64 bits
@@ -188,28 +192,43 @@ def usable_threads():
     return c_usable_threads()
 
 
-cdef int _quantize(const float[:, ::1] rows, uint8_t[:, ::1] out, int block_bytes, bint eight) except -1:
-    cdef i64 blocks = rows.shape[1] // 32, r
+ctypedef void (*_Quantizer)(const float *, i64, uint8_t *) noexcept nogil
+
+
+cdef int _quantize(_Quantizer quantizer, int block_bytes, const float[:, ::1] rows, uint8_t[:, ::1] out) except -1:
+    cdef i64 blocks = rows.shape[1] // 32
     if rows.shape[1] % 32 or out.shape[0] != rows.shape[0] or out.shape[1] != blocks * block_bytes:
         raise ValueError(f"rows of {rows.shape[1]} weights into rows of {out.shape[1]} bytes")
     if not rows.shape[0] or not blocks:
         return 0
     with nogil:
-        if eight:
-            c_quantize_q8_0(&rows[0, 0], rows.shape[0] * blocks, &out[0, 0])
-        else:
-            c_quantize_q4_0(&rows[0, 0], rows.shape[0] * blocks, &out[0, 0])
+        quantizer(&rows[0, 0], rows.shape[0] * blocks, &out[0, 0])
     return 0
 
 
 def quantize_q8_0_into(const float[:, ::1] rows, uint8_t[:, ::1] out):
     """Rows of float32 into rows of blocks; both contiguous."""
-    _quantize(rows, out, 34, True)
+    _quantize(c_quantize_q8_0, 34, rows, out)
 
 
 def quantize_q4_0_into(const float[:, ::1] rows, uint8_t[:, ::1] out):
     """Rows of float32 into rows of blocks; both contiguous."""
-    _quantize(rows, out, 18, False)
+    _quantize(c_quantize_q4_0, 18, rows, out)
+
+
+def quantize_q4_1_into(const float[:, ::1] rows, uint8_t[:, ::1] out):
+    """Rows of float32 into rows of blocks; both contiguous."""
+    _quantize(c_quantize_q4_1, 20, rows, out)
+
+
+def quantize_q5_0_into(const float[:, ::1] rows, uint8_t[:, ::1] out):
+    """Rows of float32 into rows of blocks; both contiguous."""
+    _quantize(c_quantize_q5_0, 22, rows, out)
+
+
+def quantize_q5_1_into(const float[:, ::1] rows, uint8_t[:, ::1] out):
+    """Rows of float32 into rows of blocks; both contiguous."""
+    _quantize(c_quantize_q5_1, 24, rows, out)
 
 
 cdef CField _field(tuple given, i64 count) except *:
@@ -267,12 +286,12 @@ cdef class Layout:
         self.kind = kind
         cdef CLayout *l = &self.layout
         l.columns, l.row_bytes, l.kind = columns, row_bytes, KINDS[kind]
-        if l.kind >= 2:
+        if kind not in _MOST_BITS:
             if row_bytes != columns * (4 if kind == "f32" else 2):
                 raise ValueError(f"{columns} {kind} numbers in {row_bytes} bytes")
             return
         width = sum(piece[0] for piece in codes)
-        if not 1 <= width <= (4 if kind == "nibble" else 8):
+        if not 1 <= width <= _MOST_BITS[kind]:
             raise ValueError(f"codes of {width} bits as {kind}")
         if group < 1 or group % 32 and group != 16 and group < columns:
             raise ValueError(f"groups of {group} weights; possible: 16, multiples of 32, the whole row")
@@ -341,7 +360,7 @@ cdef class Matrix:
 
     @property
     def quantized(self):
-        return self.matrix.kind < 2
+        return self.matrix.kind < 3
 
     def pack(self, const uint8_t[:, ::1] rows, i64 start):
         """Rows of bytes, in the layout, become rows start... Several threads may pack ranges that begin and end at

@@ -13,17 +13,23 @@ inline __m256i four(const int8_t *p) { // four activations, in every lane
 }
 
 // Two dot products of 16 columns each for 16 rows, added to s[part]. Codes of 4 bits: int16 holds four maddubs of
-// 2 * 15 * 127. Codes of 8 bits would overflow it as unsigned ones (2 * 255 * 127), so 128 is taken off first (the
+// 2 * 15 * 127, also of 2 * 31 * 127. Codes of 8 bits would overflow it as unsigned ones (2 * 255 * 127), so 128 is taken off first (the
 // caller's correction knows), and |code| * (activation with the code's sign) stays below 2 * 128 * 127 < 32768.
-template <bool Nibble, bool Half, int Tokens>
+template <int Kind, bool Half, int Tokens>
 inline void dot(const uint8_t *codes, const int8_t *const *a, __m256i (*s)[2][2]) {
     const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi8(15), flip = _mm256_set1_epi8(-128);
+    const __m256i sixteen = _mm256_set1_epi8(16);
     for (int h = 0; h < 2; ++h) { // rows 0-7, 8-15
-        if (Nibble) {
-            __m256i s0[Tokens], s1[Tokens];
+        if (Kind != kByte) {
+            __m256i s0[Tokens], s1[Tokens], fifth = Kind == kFive ? load256(codes + 256 + h * 32) : low;
             for (int j = 0; j < 4; ++j) {
                 __m256i w = load256(codes + j * 64 + h * 32);
                 __m256i w0 = _mm256_and_si256(w, low), w1 = _mm256_and_si256(_mm256_srli_epi16(w, 4), low);
+                if (Kind == kFive) { // of column quads j and j + 4: bits 0 and 4 of every byte
+                    w0 = _mm256_or_si256(w0, _mm256_and_si256(_mm256_slli_epi16(fifth, 4), sixteen));
+                    w1 = _mm256_or_si256(w1, _mm256_and_si256(fifth, sixteen));
+                    fifth = _mm256_srli_epi16(fifth, 1);
+                }
                 for (int t = 0; t < Tokens; ++t) {
                     __m256i d0 = _mm256_maddubs_epi16(w0, four(a[t] + 4 * j));
                     __m256i d1 = _mm256_maddubs_epi16(w1, four(a[t] + 16 + 4 * j));
@@ -35,7 +41,10 @@ inline void dot(const uint8_t *codes, const int8_t *const *a, __m256i (*s)[2][2]
                 if (Half) {
                     s[t][0][h] = _mm256_add_epi32(s[t][0][h], _mm256_madd_epi16(s0[t], ones));
                     s[t][1][h] = _mm256_add_epi32(s[t][1][h], _mm256_madd_epi16(s1[t], ones));
-                } else { // eight products of 15 * 127 fit int16
+                } else if (Kind == kFive) {
+                    __m256i d = _mm256_add_epi32(_mm256_madd_epi16(s0[t], ones), _mm256_madd_epi16(s1[t], ones));
+                    s[t][0][h] = _mm256_add_epi32(s[t][0][h], d);
+                } else { // sixteen products of 15 * 127 fit int16
                     s[t][0][h] = _mm256_add_epi32(s[t][0][h], _mm256_madd_epi16(_mm256_add_epi16(s0[t], s1[t]), ones));
                 }
             }
@@ -52,7 +61,7 @@ inline void dot(const uint8_t *codes, const int8_t *const *a, __m256i (*s)[2][2]
     }
 }
 
-template <bool Nibble, bool Half, int Tokens>
+template <int Kind, bool Half, int Tokens>
 void tile(const Matrix &m, const uint8_t *w, const Input &in, const int32_t *correction, const int32_t *sums, i64 t0,
           F *total) {
     constexpr int parts = Half ? 2 : 1;
@@ -68,13 +77,13 @@ void tile(const Matrix &m, const uint8_t *w, const Input &in, const int32_t *cor
             for (int part = 0; part < parts; ++part)
                 s[t][part][0] = s[t][part][1] = _mm256_set1_epi32(correction[(b * parts + part) * n + t0 + t]);
         }
-        if (!Nibble) // codes are taken as code - 128
+        if (Kind == kByte) // codes are taken as code - 128
             for (int t = 0; t < Tokens; ++t)
                 for (int part = 0; part < parts; ++part) {
                     __m256i more = _mm256_set1_epi32(sums[(b * parts + part) * n + t0 + t] * 128);
                     s[t][part][0] = s[t][part][1] = _mm256_add_epi32(s[t][part][0], more);
                 }
-        dot<Nibble, Half, Tokens>(p, a, s);
+        dot<Kind, Half, Tokens>(p, a, s);
         for (int part = 0; part < parts; ++part) {
             F d = header_values(header + part * step, m.wide);
             F low = m.minimum ? header_values(header + (parts + part) * step, m.wide) : d;
@@ -89,7 +98,7 @@ void tile(const Matrix &m, const uint8_t *w, const Input &in, const int32_t *cor
     }
 }
 
-template <bool Nibble, bool Half>
+template <int Kind, bool Half>
 void groups(const Matrix &m, const Input &in, const int32_t *correction, const int32_t *sums, i64 g0, i64 g1,
             const float *bias, float *out, i64 stride) {
     for (i64 g = g0; g < g1; ++g) {
@@ -97,20 +106,26 @@ void groups(const Matrix &m, const Input &in, const int32_t *correction, const i
         F total[4];
         for (i64 t = 0, n; t < in.tokens; t += n) {
             n = in.tokens - t >= 4 ? 4 : in.tokens - t >= 2 ? 2 : 1;
-            if (n == 4) tile<Nibble, Half, 4>(m, w, in, correction, sums, t, total);
-            else if (n == 2) tile<Nibble, Half, 2>(m, w, in, correction, sums, t, total);
-            else tile<Nibble, Half, 1>(m, w, in, correction, sums, t, total);
+            if (n == 4) tile<Kind, Half, 4>(m, w, in, correction, sums, t, total);
+            else if (n == 2) tile<Kind, Half, 2>(m, w, in, correction, sums, t, total);
+            else tile<Kind, Half, 1>(m, w, in, correction, sums, t, total);
             for (i64 i = 0; i < n; ++i) put(out + (t + i) * stride, total[i], bias, g * 16, m.rows);
         }
     }
 }
 
+template <int Kind>
+void groups(const Matrix &m, const Input &in, const int32_t *correction, const int32_t *sums, i64 g0, i64 g1,
+            const float *bias, float *out, i64 stride) {
+    if (m.half) groups<Kind, true>(m, in, correction, sums, g0, g1, bias, out, stride);
+    else groups<Kind, false>(m, in, correction, sums, g0, g1, bias, out, stride);
+}
+
 void linear_quantized(const Matrix &m, const Input &in, const int32_t *correction, const int32_t *sums, i64 g0, i64 g1,
                       const float *bias, float *out, i64 stride, uint8_t *) {
-    if (m.kind == kNibble && m.half) groups<true, true>(m, in, correction, sums, g0, g1, bias, out, stride);
-    else if (m.kind == kNibble) groups<true, false>(m, in, correction, sums, g0, g1, bias, out, stride);
-    else if (m.half) groups<false, true>(m, in, correction, sums, g0, g1, bias, out, stride);
-    else groups<false, false>(m, in, correction, sums, g0, g1, bias, out, stride);
+    if (m.kind == kNibble) groups<kNibble>(m, in, correction, sums, g0, g1, bias, out, stride);
+    else if (m.kind == kFive) groups<kFive>(m, in, correction, sums, g0, g1, bias, out, stride);
+    else groups<kByte>(m, in, correction, sums, g0, g1, bias, out, stride);
 }
 i64 quantized_scratch(const Matrix &, i64) { return 0; }
 

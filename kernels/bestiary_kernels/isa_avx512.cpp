@@ -12,13 +12,24 @@ inline I four(const int8_t *p) { // four activations, in every lane
     return _mm512_set1_epi32(x);
 }
 
+// Vectors j and j + 4 of a block's codes, of which `w` holds the nibbles. fifth: the fifth bits of column quads j and
+// j + 4 are bits 0 and 4 of its bytes; moved on to the next pair.
+template <int Kind> inline void pair(I w, I &fifth, I &w0, I &w1) {
+    const I low = _mm512_set1_epi8(15), sixteen = _mm512_set1_epi8(16);
+    w0 = _mm512_and_si512(w, low), w1 = _mm512_and_si512(_mm512_srli_epi16(w, 4), low);
+    if (Kind == kFive) {
+        w0 = _mm512_ternarylogic_epi32(_mm512_slli_epi16(fifth, 4), sixteen, w0, 0xEA); // (x & 16) | nibble
+        w1 = _mm512_ternarylogic_epi32(fifth, sixteen, w1, 0xEA);
+        fifth = _mm512_srli_epi16(fifth, 1);
+    }
+}
+
 // ---------------------------------------------------------------- one token
 
-template <bool Nibble, bool Half, bool Minimum, bool Wide>
+template <int Kind, bool Half, bool Minimum, bool Wide>
 F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int32_t *correction, const int32_t *sums) {
     constexpr int parts = Half ? 2 : 1;
     constexpr i64 step = Wide ? 64 : 32;
-    const I low = _mm512_set1_epi8(15);
     F total = bc(0.0f);
     const uint8_t *header = p;
     for (i64 b = 0, left = 0; b < m.blocks; ++b, --left) {
@@ -26,14 +37,15 @@ F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int32_t *corr
         const int8_t *a = in.codes + b * kBlock;
         I s[2] = {_mm512_set1_epi32(correction[b * parts]), Half ? _mm512_set1_epi32(correction[b * parts + parts - 1])
                                                                  : _mm512_setzero_si512()};
-        if (Nibble) {
+        if (Kind != kByte) {
+            I w0, w1, fifth = Kind == kFive ? load512(p + 256) : _mm512_setzero_si512();
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) {
-                I w = load512(p + 64 * j);
-                s[0] = _mm512_dpbusd_epi32(s[0], _mm512_and_si512(w, low), four(a + 4 * j));
-                s[1] = _mm512_dpbusd_epi32(s[1], _mm512_and_si512(_mm512_srli_epi16(w, 4), low), four(a + 16 + 4 * j));
+                pair<Kind>(load512(p + 64 * j), fifth, w0, w1);
+                s[0] = _mm512_dpbusd_epi32(s[0], w0, four(a + 4 * j));
+                s[1] = _mm512_dpbusd_epi32(s[1], w1, four(a + 16 + 4 * j));
             }
-            p += 256;
+            p += Kind == kFive ? 320 : 256;
         } else {
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) {
@@ -65,8 +77,7 @@ struct Panel {
     float *scales, *minimums;
 };
 
-void unpack(const Matrix &m, i64 g, i64 count, i64 b0, i64 b1, const Panel &panel) {
-    const I low = _mm512_set1_epi8(15);
+template <int Kind> void unpack(const Matrix &m, i64 g, i64 count, i64 b0, i64 b1, const Panel &panel) {
     const i64 parts = m.half ? 2 : 1, step = header_step(m);
     for (i64 i = 0; i < count; ++i) {
         const uint8_t *w = m.data + (g + i) * m.group_bytes;
@@ -78,11 +89,12 @@ void unpack(const Matrix &m, i64 g, i64 count, i64 b0, i64 b1, const Panel &pane
                 st(panel.scales + at, header_values(header + part * step, m.wide));
                 if (m.minimum) st(panel.minimums + at, header_values(header + (parts + part) * step, m.wide));
             }
-            if (m.kind == kNibble) {
+            if (Kind != kByte) {
+                I w0, w1, fifth = Kind == kFive ? load512(p + 256) : _mm512_setzero_si512();
                 for (int j = 0; j < 4; ++j) {
-                    I x = load512(p + 64 * j);
-                    _mm512_store_si512((void *)(to + j * 128), _mm512_and_si512(x, low));
-                    _mm512_store_si512((void *)(to + (j + 4) * 128), _mm512_and_si512(_mm512_srli_epi16(x, 4), low));
+                    pair<Kind>(load512(p + 64 * j), fifth, w0, w1);
+                    _mm512_store_si512((void *)(to + j * 128), w0);
+                    _mm512_store_si512((void *)(to + (j + 4) * 128), w1);
                 }
             } else {
                 for (int j = 0; j < 8; ++j) _mm512_store_si512((void *)(to + j * 128), load512(p + 64 * j));
@@ -167,7 +179,9 @@ void matmul(const Matrix &m, const Input &in, const int32_t *correction, const i
         std::memset(acc, 0, (size_t)in.tokens * 128);
         for (i64 b = 0; b < m.blocks; b += kPanelBlocks) {
             const i64 end = least(m.blocks, b + kPanelBlocks);
-            unpack(m, g, count, b, end, panel);
+            if (m.kind == kNibble) unpack<kNibble>(m, g, count, b, end, panel);
+            else if (m.kind == kFive) unpack<kFive>(m, g, count, b, end, panel);
+            else unpack<kByte>(m, g, count, b, end, panel);
             i64 t = 0;
             for (; t + kTileTokens <= in.tokens; t += kTileTokens)
                 micro<kTileTokens, Half, Minimum>(panel, in, correction, sums, t, b, end, acc + t * 32);
@@ -180,6 +194,12 @@ void matmul(const Matrix &m, const Input &in, const int32_t *correction, const i
     }
 }
 
+template <int Kind, bool Half, bool Minimum>
+F matvec(const Matrix &m, const uint8_t *w, const Input &in, const int32_t *correction, const int32_t *sums) {
+    return m.wide ? matvec<Kind, Half, Minimum, true>(m, w, in, correction, sums)
+                  : matvec<Kind, Half, Minimum, false>(m, w, in, correction, sums);
+}
+
 template <bool Half, bool Minimum>
 void groups(const Matrix &m, const Input &in, const int32_t *correction, const int32_t *sums, i64 g0, i64 g1,
             const float *bias, float *out, i64 stride, uint8_t *scratch) {
@@ -187,10 +207,9 @@ void groups(const Matrix &m, const Input &in, const int32_t *correction, const i
     for (i64 g = g0; g < g1; ++g) {
         const uint8_t *w = m.data + g * m.group_bytes;
         F total;
-        if (m.kind == kNibble && m.wide) total = matvec<true, Half, Minimum, true>(m, w, in, correction, sums);
-        else if (m.kind == kNibble) total = matvec<true, Half, Minimum, false>(m, w, in, correction, sums);
-        else if (m.wide) total = matvec<false, Half, Minimum, true>(m, w, in, correction, sums);
-        else total = matvec<false, Half, Minimum, false>(m, w, in, correction, sums);
+        if (m.kind == kNibble) total = matvec<kNibble, Half, Minimum>(m, w, in, correction, sums);
+        else if (m.kind == kFive) total = matvec<kFive, Half, Minimum>(m, w, in, correction, sums);
+        else total = matvec<kByte, Half, Minimum>(m, w, in, correction, sums);
         put(out, total, bias, g * 16, m.rows);
     }
 }

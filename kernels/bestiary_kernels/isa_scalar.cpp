@@ -17,10 +17,17 @@ void quantized_row(const Matrix &m, const uint8_t *w, const Input &in, const int
         for (i64 part = 0; part < parts; ++part) {
             I dot = bci(correction[(b * parts + part) * n + t]);
             for (i64 k = part * (kBlock / parts); k < (part + 1) * (kBlock / parts); ++k) {
-                const i64 j = m.kind == kNibble ? k / 4 % 4 : k / 4, shift = m.kind == kNibble && k >= 16 ? 4 : 0;
+                const i64 j = m.kind == kByte ? k / 4 : k / 4 % 4, shift = m.kind != kByte && k >= 16 ? 4 : 0;
                 const uint8_t *p = codes + j * 64 + k % 4;
-                const int32_t mask = m.kind == kNibble ? 15 : 255;
-                for (int r = 0; r < 16; ++r) dot.v[r] += ((p[r * 4] >> shift) & mask) * a[k];
+                const int32_t mask = m.kind == kByte ? 255 : 15;
+                if (m.kind == kFive) {
+                    const uint8_t *fifth = codes + 256 + k % 4;
+                    const i64 at = k / 4;
+                    for (int r = 0; r < 16; ++r)
+                        dot.v[r] += (((p[r * 4] >> shift) & mask) | ((fifth[r * 4] >> at) & 1) << 4) * a[k];
+                } else {
+                    for (int r = 0; r < 16; ++r) dot.v[r] += ((p[r * 4] >> shift) & mask) * a[k];
+                }
             }
             if (m.minimum) {
                 F low = header_values(header + (parts + part) * step, m.wide);

@@ -137,7 +137,7 @@ Matrix packed_shape(const Layout &layout, i64 rows) {
     m.zero = (int32_t)layout.zero;
     m.span = m.half ? 1 : (layout.group + kBlock - 1) / kBlock;
     m.header = kLanes * (m.wide ? 4 : 2) * (m.half ? 2 : 1) * (m.minimum ? 2 : 1);
-    m.code_bytes = m.kind == kNibble ? 256 : 512;
+    m.code_bytes = m.kind == kNibble ? 256 : m.kind == kFive ? 320 : 512;
     m.group_bytes = (m.blocks + m.span - 1) / m.span * m.header + m.blocks * m.code_bytes;
     return m;
 }
@@ -178,15 +178,18 @@ void pack_rows(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 s
             if (!left) next += m.header, left = m.span;
             const uint8_t *c = code.data() + b * kBlock;
             uint8_t *p = next;
-            uint32_t x, y;
-            if (m.kind == kNibble)
-                for (int j = 0; j < 4; ++j, p += 64) {
-                    std::memcpy(&x, c + 4 * j, 4), std::memcpy(&y, c + 16 + 4 * j, 4);
-                    x |= y << 4; // codes are below 16: nothing moves into the next byte
-                    std::memcpy(p, &x, 4);
-                }
-            else
+            if (m.kind == kByte) {
                 for (int j = 0; j < 8; ++j, p += 64) std::memcpy(p, c + 4 * j, 4);
+                continue;
+            }
+            uint32_t x, y, fifth = 0;
+            for (int j = 0; j < 4; ++j, p += 64) {
+                std::memcpy(&x, c + 4 * j, 4), std::memcpy(&y, c + 16 + 4 * j, 4);
+                fifth |= (x >> 4 & 0x01010101) << j | (y >> 4 & 0x01010101) << (j + 4);
+                x = (x & 0x0F0F0F0F) | (y & 0x0F0F0F0F) << 4;
+                std::memcpy(p, &x, 4);
+            }
+            if (m.kind == kFive) std::memcpy(p, &fifth, 4);
         }
         const i64 stride = m.header + m.span * m.code_bytes;
         for (i64 g = 0; g < numbers; ++g) {
@@ -227,9 +230,8 @@ void unpack_row(const Matrix &m, i64 row, float *out) {
     };
     for (i64 c = 0; c < m.columns; ++c) {
         const i64 b = c / kBlock, k = c % kBlock, part = m.half ? k / 16 : 0;
-        const uint8_t *header = w + m.header_at(b) + part * step, *p = w + m.codes_at(b) + lane * 4 + k % 4;
-        const int code = m.kind == kNibble ? p[k / 4 % 4 * 64] >> (k >= 16 ? 4 : 0) & 15 : p[k / 4 * 64];
-        out[c] = (float)(code - m.zero) * number(header);
+        const uint8_t *header = w + m.header_at(b) + part * step;
+        out[c] = (float)(m.code_at(w + m.codes_at(b), lane, k) - m.zero) * number(header);
         if (m.minimum) out[c] = out[c] + number(header + parts * step);
     }
 }
@@ -261,29 +263,73 @@ void quantize_q8_0(const float *x, i64 blocks, uint8_t *out) {
     }
 }
 
-void quantize_q4_0(const float *x, i64 blocks, uint8_t *out) {
-    for (i64 b = 0; b < blocks; ++b, x += 32, out += 18) {
+namespace {
+
+// A number and a half already added, as a code.
+uint8_t code_of(float y, int top) {
+    if (!(y >= 0.0f && y < 256.0f)) return 0; // infinite or NaN
+    const int whole = (int)y;
+    return (uint8_t)(whole > top ? top : whole);
+}
+
+// 32 codes: the fifth bits, if there are any, then bytes of two nibbles, 16 weights apart.
+void put_codes(const uint8_t *code, int bits, uint8_t *out) {
+    if (bits == 5) {
+        uint32_t fifth = 0;
+        for (int i = 0; i < 32; ++i) fifth |= (uint32_t)(code[i] >> 4) << i;
+        for (int i = 0; i < 4; ++i) *out++ = (uint8_t)(fifth >> (8 * i));
+    }
+    for (int i = 0; i < 16; ++i) out[i] = (uint8_t)((code[i] & 15) | code[16 + i] << 4);
+}
+
+// A scale alone: the first weight of the largest magnitude becomes code 0.
+template <int Bits> void quantize_by_largest(const float *x, i64 blocks, uint8_t *out) {
+    constexpr int middle = 1 << (Bits - 1), code_bytes = 4 * Bits;
+    for (i64 b = 0; b < blocks; ++b, x += 32, out += 2 + code_bytes) {
         int32_t top = -1;
         float extreme = 0.0f;
-        for (int i = 0; i < 32; ++i) { // the first of the largest magnitude, with its sign
+        for (int i = 0; i < 32; ++i) {
             int32_t bits;
             std::memcpy(&bits, x + i, 4);
             bits &= 0x7FFFFFFF;
             if (bits > 0x7F800000) bits = 0x7F800001; // one NaN is as good as another
             if (bits > top) top = bits, extreme = x[i];
         }
-        const float d = extreme / -8.0f, inverse = d == 0.0f ? 0.0f : 1.0f / d;
+        const float d = extreme / (float)-middle, inverse = d == 0.0f ? 0.0f : 1.0f / d;
         const uint16_t half = f32_to_f16(d);
         std::memcpy(out, &half, 2);
         uint8_t code[32];
-        for (int i = 0; i < 32; ++i) {
-            float y = x[i] * inverse + 8.5f;
-            if (!(y >= 0.0f && y < 256.0f)) y = 0.0f; // infinite or NaN
-            const int whole = (int)y;
-            code[i] = (uint8_t)(whole > 15 ? 15 : whole);
-        }
-        for (int i = 0; i < 16; ++i) out[2 + i] = (uint8_t)(code[i] | code[16 + i] << 4);
+        for (int i = 0; i < 32; ++i) code[i] = code_of(x[i] * inverse + ((float)middle + 0.5f), 2 * middle - 1);
+        put_codes(code, Bits, out + 2);
     }
 }
+
+// A scale and a minimum: the codes go from the smallest weight to the largest.
+template <int Bits> void quantize_by_range(const float *x, i64 blocks, uint8_t *out) {
+    constexpr int top = (1 << Bits) - 1, code_bytes = 4 * Bits;
+    for (i64 b = 0; b < blocks; ++b, x += 32, out += 4 + code_bytes) {
+        float least = x[0], most = x[0];
+        bool number = true;
+        for (int i = 0; i < 32; ++i) {
+            least = x[i] < least ? x[i] : least;
+            most = x[i] > most ? x[i] : most;
+            number = number && x[i] == x[i];
+        }
+        if (!number) least = most = std::nanf("");
+        const float d = (most - least) / (float)top, inverse = d == 0.0f ? 0.0f : 1.0f / d;
+        const uint16_t halves[2] = {f32_to_f16(d), f32_to_f16(least)};
+        std::memcpy(out, halves, 4);
+        uint8_t code[32];
+        for (int i = 0; i < 32; ++i) code[i] = code_of((x[i] - least) * inverse + 0.5f, top);
+        put_codes(code, Bits, out + 4);
+    }
+}
+
+} // namespace
+
+void quantize_q4_0(const float *x, i64 blocks, uint8_t *out) { quantize_by_largest<4>(x, blocks, out); }
+void quantize_q5_0(const float *x, i64 blocks, uint8_t *out) { quantize_by_largest<5>(x, blocks, out); }
+void quantize_q4_1(const float *x, i64 blocks, uint8_t *out) { quantize_by_range<4>(x, blocks, out); }
+void quantize_q5_1(const float *x, i64 blocks, uint8_t *out) { quantize_by_range<5>(x, blocks, out); }
 
 } // namespace bestiary

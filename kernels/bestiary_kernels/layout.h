@@ -35,7 +35,7 @@ struct FactorField {
 
 struct Layout {
     i64 columns = 0, row_bytes = 0;
-    int32_t kind = kByte; // how it is packed: kNibble, kByte, or a plain number
+    int32_t kind = kByte; // how it is packed: kNibble, kFive, kByte, or a plain number
     i64 group = 0;        // columns that share a scale
     std::vector<Field> codes;
     bool is_signed = false, minimum = false;
@@ -61,5 +61,8 @@ void unpack_row(const Matrix &m, i64 row, float *out);
 // Quantizers: rows in whole blocks of 32.
 void quantize_q8_0(const float *x, i64 blocks, uint8_t *out);
 void quantize_q4_0(const float *x, i64 blocks, uint8_t *out);
+void quantize_q4_1(const float *x, i64 blocks, uint8_t *out);
+void quantize_q5_0(const float *x, i64 blocks, uint8_t *out);
+void quantize_q5_1(const float *x, i64 blocks, uint8_t *out);
 
 } // namespace bestiary

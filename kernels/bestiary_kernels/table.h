@@ -20,7 +20,8 @@ constexpr i64 kSlab = 256;    // columns of a partial sum of unquantized weights
 constexpr i64 kKeys = 64;     // keys of a step of the online softmax
 constexpr i64 kSegment = 256; // positions after which attention may be split
 
-enum Kind : int32_t { kNibble = 0, kByte = 1, kF32 = 2, kF16 = 3, kBF16 = 4 };
+// Codes of up to 4 bits, of 5, of up to 8; then plain numbers.
+enum Kind : int32_t { kNibble = 0, kFive = 1, kByte = 2, kF32 = 3, kF16 = 4, kBF16 = 5 };
 
 // A packed weight; docs/kernels.md has the byte offsets.
 struct Matrix {
@@ -31,7 +32,7 @@ struct Matrix {
     i64 group_bytes; // bytes of 16 rows
     i64 span;        // blocks that share a scale
     i64 header;      // bytes of the scales and minimums before `span` blocks
-    i64 code_bytes;  // bytes of a block's codes: 256 or 512
+    i64 code_bytes;  // bytes of a block's codes: 256, 320 or 512
     int32_t kind;
     int32_t zero;    // weight = scale * (code - zero) + minimum
     bool wide;       // scales and minimums are f32, else f16
@@ -41,6 +42,13 @@ struct Matrix {
     // Where the header of block b's span begins within a row group, and its codes.
     BESTIARY_INLINE i64 header_at(i64 b) const { return b / span * (header + span * code_bytes); }
     BESTIARY_INLINE i64 codes_at(i64 b) const { return header_at(b) + header + b % span * code_bytes; }
+    // Column k of a row, among a block's codes.
+    BESTIARY_INLINE int32_t code_at(const uint8_t *block, i64 lane, i64 k) const {
+        const uint8_t *p = block + lane * 4 + k % 4;
+        if (kind == kByte) return p[k / 4 * 64];
+        const int32_t low = p[k / 4 % 4 * 64] >> (k >= 16 ? 4 : 0) & 15;
+        return kind == kFive ? low | (p[256] >> (k / 4) & 1) << 4 : low;
+    }
 };
 
 // Activations in blocks of 32 int8, [block][token][32], and their scales, [block][token].

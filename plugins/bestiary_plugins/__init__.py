@@ -32,6 +32,9 @@ QUANTIZERS = (
     "quantizers.plain:PlainF16",
     "quantizers.plain:PlainBF16",
     "quantizers.q8_0:QuantizerQ8_0",
+    "quantizers.q5_1:QuantizerQ5_1",
+    "quantizers.q5_0:QuantizerQ5_0",
+    "quantizers.q4_1:QuantizerQ4_1",
     "quantizers.q4_0:QuantizerQ4_0",
 )
 BACKENDS = (

@@ -23,5 +23,20 @@ Q4_0 = Encoding("q4_0", 32, (18,), Layout(
     codes=(_nibble_halves(16, 18),), group=32, scale=Factor("f16", Bits(16, (0,), 8 * 18)), offset=8))
 """f16 scale, 32 codes of 4 bits less 8."""
 
-ENCODINGS = {encoding.name: encoding for encoding in (F32, F16, BF16, Q8_0, Q4_0)}
+Q4_1 = Encoding("q4_1", 32, (20,), Layout(
+    codes=(_nibble_halves(32, 20),), group=32, scale=Factor("f16", Bits(16, (0,), 8 * 20)),
+    minimum=Factor("f16", Bits(16, (16,), 8 * 20))))
+"""f16 scale, f16 minimum, 32 codes of 4 bits."""
+
+Q5_0 = Encoding("q5_0", 32, (22,), Layout(
+    codes=(_nibble_halves(48, 22), _in_order(16, 1, 32, 22)), group=32, scale=Factor("f16", Bits(16, (0,), 8 * 22)),
+    offset=16))
+"""f16 scale, the fifth bits of 32 codes, their lower 4 bits; less 16."""
+
+Q5_1 = Encoding("q5_1", 32, (24,), Layout(
+    codes=(_nibble_halves(64, 24), _in_order(32, 1, 32, 24)), group=32, scale=Factor("f16", Bits(16, (0,), 8 * 24)),
+    minimum=Factor("f16", Bits(16, (16,), 8 * 24))))
+"""f16 scale, f16 minimum, the fifth bits of 32 codes, their lower 4 bits."""
+
+ENCODINGS = {encoding.name: encoding for encoding in (F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0)}
 """Every encoding that the built-in plugins know, by name."""

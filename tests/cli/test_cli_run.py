@@ -214,8 +214,11 @@ def test_the_demo_tells_stories_and_shows_the_table(cli: Cli) -> None:
     result = cli("demo")
     assert result.status == 0 and result.err == ""
     assert "Once upon a time" in result.out and "从前" in result.out
-    rows = {line.split()[0]: line.split() for line in result.out.partition("bits per weight")[2].splitlines()
-            if line and line.split()[0] in ("f16", "q8_0", "q4_0")}
-    assert list(rows) == ["f16", "q8_0", "q4_0"]
-    assert float(rows["q4_0"][3]) < float(rows["q8_0"][3]) < float(rows["f16"][3])  # bits per weight
-    assert 1 < float(rows["f16"][4]) < 20  # perplexity
+    table = result.out.partition("decode tokens/s")[2].partition("\n\n")[0]
+    rows = {line.split()[0]: line.split() for line in table.splitlines() if line}
+    assert {"f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"} <= rows.keys()
+    bits = [float(row[3]) for row in rows.values()]
+    assert bits == sorted(bits, reverse=True) and len(set(bits)) == len(bits)
+    perplexities = {kind: float(row[4]) for kind, row in rows.items()}
+    assert 1 < perplexities["f16"] < 20
+    assert all(perplexities[kind] < 1.02 * perplexities["f16"] for kind in ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0"))

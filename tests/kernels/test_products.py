@@ -114,6 +114,15 @@ def test_packed_rows_are_the_rows(encoding: Encoding) -> None:
     np.testing.assert_array_equal(decoded, expected)
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS)
+def test_in_memory_our_encodings_take_their_own_size(encoding: Encoding) -> None:
+    from bestiary_plugins.backends.cpu_pack import kernel_layout
+
+    columns = 32 * encoding.block_size
+    matrix = kernels.Matrix(kernel_layout(encoding, columns), 64)
+    assert matrix.nbytes <= 1.03 * 64 * encoding.row_bytes(columns)
+
+
 def product(tensor: BlockTensor, x: Floats, isa: str, threads: int = 1) -> Floats:
     """x @ tensor.T by the backend: all rows of x in one forward."""
     g = Trace()

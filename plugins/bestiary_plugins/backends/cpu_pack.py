@@ -64,7 +64,8 @@ def kernel_layout(encoding: Encoding, columns: int) -> Layout:
     def factor(given: Factor) -> tuple[str, Any, Any, int]:
         return given.number, bits(given.at), tuple(bits(piece) for piece in given.integer), given.bias
 
-    kind = "nibble" if sum(piece.width for piece in layout.codes) <= 4 else "byte"
+    width = sum(piece.width for piece in layout.codes)
+    kind = "nibble" if width <= 4 else "five" if width == 5 else "byte"
     try:
         return Layout(kind, columns, row_bytes, group=layout.group or columns, codes=[bits(p) for p in layout.codes],
                       signed=layout.signed, zero=layout.offset, scale=factor(layout.scale),

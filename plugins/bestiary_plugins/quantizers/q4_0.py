@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from bestiary.plugin import Quantizer
 from bestiary_plugins.encodings import Q4_0
+from bestiary_plugins.quantizers.codes import nibbles, truncated
 from bestiary_plugins.quantizers.compiled import kernel
 
 
@@ -17,11 +18,9 @@ def reference(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
         largest = np.abs(blocks).argmax(axis=1)[:, None]
         scale = np.take_along_axis(blocks, largest, axis=1) / np.float32(-8)  # so that it becomes code 0
         inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
-        codes = blocks * inverse + np.float32(8.5)
-        nibbles = np.where(np.isfinite(codes), codes, np.float32(0)).astype(np.uint8).clip(0, 15)
-        halves = scale.astype(np.float16)
-    pairs = nibbles[:, :16] | nibbles[:, 16:] << np.uint8(4)
-    return np.concatenate([halves.view(np.uint8), pairs], axis=1).reshape(len(rows), -1)
+        codes = truncated(blocks * inverse + np.float32(8.5), 15)
+        halves = scale.astype(np.float16).view(np.uint8)
+    return np.concatenate([halves, nibbles(codes)], axis=1).reshape(len(rows), -1)
 
 
 class QuantizerQ4_0(Quantizer):
