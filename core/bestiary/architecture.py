@@ -57,6 +57,23 @@ class PreTokenizer:
 
 
 @dataclass(frozen=True)
+class RankList:
+    """A tokenizer file that is a bare list of byte-level BPE ranks: what it does not say itself.
+
+    size: its ranks; by their number a list is known. pre_tokenizer: the name of its splitting rule. special: the
+    spellings of the tokens whose ids follow the ranks. bos, eos, ends: of these; bos begins every prompt, any of ends
+    ends a generation.
+    """
+
+    size: int
+    pre_tokenizer: str
+    special: tuple[str, ...]
+    bos: str
+    eos: str
+    ends: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PromptLayout:
     """Where tokens stand: the positions of a prompt's tokens, (streams, n), those of the first token after it and how
     they go on from there, one number a stream, and how many tokens are the prompt's prefix."""
@@ -79,6 +96,8 @@ class Architecture(ABC):
     keys: tuple[Key, ...] = ()
     """Metadata keys beside the common ones."""
     pre_tokenizers: Mapping[str, PreTokenizer] = {}
+    """Splitting rules by the names they have in files, also where two names mean one rule."""
+    rank_lists: tuple[RankList, ...] = ()
     templates: Mapping[str, Template] = {}
     prompts: Mapping[str, str] = {}
     """Texts that guides to such models begin a prompt with, by the name of the file they have there."""

@@ -34,7 +34,7 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "architectures": Kind("architecture", Architecture, {
         "namings": Mapping, "ignorable": (tuple, list), "keys": (tuple, list), "pre_tokenizers": Mapping,
-        "templates": Mapping, "prompts": Mapping}),
+        "rank_lists": (tuple, list), "templates": Mapping, "prompts": Mapping}),
     "loaders": Kind("loader", Loader),
     "writers": Kind("writer", Writer, {"suffix": str, "stem": str, "rank": int}),
     "quantizers": Kind("quantizer", Quantizer, {

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pluggy
 
 from bestiary import hookspecs
-from bestiary.architecture import Architecture
+from bestiary.architecture import Architecture, PreTokenizer, RankList
 from bestiary.backend import Backend
 from bestiary.contributions import KINDS, PREFIX, Refused, call_hooks, one_line
 from bestiary.discovery import OWN, Candidate, installed, one_file
@@ -26,6 +26,7 @@ from bestiary.errors import BestiaryError
 from bestiary.loader import Loader, Writer
 from bestiary.quantizer import Quantizer
 from bestiary.registry import Origin, Provided, Registry, normal
+from bestiary.template import Template
 
 if TYPE_CHECKING:
     from bestiary.checkpoint import Checkpoint, TokenizerMaterial
@@ -157,6 +158,33 @@ class Host:
                         provided.append(Provided(encoding.name, encoding, entry.origin))
                 self._registries["encodings"] = Registry("encoding", provided, self.settings.prefer)
             return self._registries["encodings"]
+
+    @property
+    def templates(self) -> Registry[Template]:
+        """The chat formats that families supply. Several families may supply one."""
+        with self._lock:
+            families = self._provided("architectures")
+            if "templates" not in self._registries:
+                provided: list[Provided[Template]] = []
+                for family in families:
+                    provided += [Provided(name, template, family.origin)
+                                 for name, template in family.item.templates.items()
+                                 if not any(name == known.name and template == known.item for known in provided)]
+                self._registries["templates"] = Registry("chat template", provided, self.settings.prefer)
+            return self._registries["templates"]
+
+    @property
+    def pre_tokenizers(self) -> dict[str, PreTokenizer]:
+        """The splitting rules of all families; without names that two of them take for different rules."""
+        rules: dict[str, set[PreTokenizer]] = {}
+        for family in self.architectures.values():
+            for name, rule in family.pre_tokenizers.items():
+                rules.setdefault(name, set()).add(rule)
+        return {name: found.pop() for name, found in rules.items() if len(found) == 1}
+
+    @property
+    def rank_lists(self) -> list[RankList]:
+        return [known for family in self.architectures.values() for known in family.rank_lists]
 
     def recognise(self, path: str | os.PathLike[str], loader: str | None = None) -> Loader:
         """The loader of that name, or the one that recognises the path most surely. Raises BestiaryError where the path

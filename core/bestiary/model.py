@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 from bestiary.architecture import Architecture, Config
 from bestiary.backend import Backend, Batch, Limits, Plan, Progress
 from bestiary.canonical import to_canonical
+from bestiary.chat import end_ids, template_of
 from bestiary.checkpoint import Checkpoint, TokenizerMaterial
 from bestiary.convert import convert, recipe_for
 from bestiary.encoding import F32
 from bestiary.engine import Engine, Generation, Request
 from bestiary.errors import BestiaryError
 from bestiary.host import Host
+from bestiary.rank_list import with_vocabulary
 from bestiary.sampling import Sampling
+from bestiary.template import Message, Template
 from bestiary.tokenizer import Stream, Tokenizer
 from bestiary.tokenizer_builder import build_tokenizer
 
@@ -33,9 +36,12 @@ class Model:
     """A checkpoint that is ready to run. A context manager; `close` frees its weights."""
 
     def __init__(self, checkpoint: Checkpoint, architecture: Architecture, backend: Backend, plan: Plan,
-                 tokenizer: Tokenizer | None) -> None:
+                 tokenizer: Tokenizer | None, material: TokenizerMaterial | None = None,
+                 host: Host | None = None) -> None:
+        """material: what the tokenizer was made of, where that is not the checkpoint's. host: knows chat formats."""
         self.checkpoint, self.architecture, self.backend, self.plan = checkpoint, architecture, backend, plan
-        self._tokenizer = tokenizer
+        self._tokenizer, self.host = tokenizer, host
+        self.tokenizer_material = checkpoint.tokenizer if material is None else material
         self.engine = Engine(plan, architecture.layout)
 
     @property
@@ -95,21 +101,36 @@ class Model:
         stop: strings that end the text, themselves not included. special: spellings of special tokens in the prompt
         are those tokens. Further keywords are those of sampling.Sampling.
         """
-        unknown = set(sampling) - {field.name for field in fields(Sampling)}
-        if unknown:
-            raise BestiaryError(f"unknown sampling option {sorted(unknown)[0]!r}; known: "
-                                f"{', '.join(field.name for field in fields(Sampling))}")
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt, bos=True, special=special)
         else:
             ids = [int(i) for i in prompt]
-        settings = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, **sampling)
+        settings = sampling_of({"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+                                "seed": seed, **sampling})
         return self.generate_from(ids, max_tokens, settings, stop, ignore_eos)
 
+    def template(self, chosen: Template | str | None = None) -> Template:
+        """The chat format: the checkpoint's own, or the one chosen (a name, a file of Jinja, a template). Raises
+        BestiaryError, naming those there are, where the checkpoint has none and none is chosen."""
+        return template_of(self.tokenizer_material, self.tokenizer, self.host, self.architecture, chosen)
+
+    def chat(self, messages: Sequence[Message], template: Template | str | None = None, *, max_tokens: int = -1,
+             stop: str | Iterable[str] = (), ignore_eos: bool = False, **sampling: Any) -> TextStream:
+        """The answer to the messages, piece by piece as it comes; each has a "role" and a "content". Keywords as for
+        `generate`. What is a special token in the template's text is none in a message's."""
+        return self.chat_from(messages, self.template(template), max_tokens, sampling_of(sampling), stop, ignore_eos)
+
+    def chat_from(self, messages: Sequence[Message], template: Template, max_tokens: int, sampling: Sampling,
+                  stop: str | Iterable[str] = (), ignore_eos: bool = False) -> TextStream:
+        """As `chat`, of complete settings."""
+        ids = self.tokenizer.encode_segments(template.render(messages), bos=True)
+        stops = (*template.stop, *((stop,) if isinstance(stop, str) else stop))
+        return self.generate_from(ids, max_tokens, sampling, stops, ignore_eos, end_ids(template, self.tokenizer))
+
     def generate_from(self, ids: Sequence[int], max_tokens: int, sampling: Sampling, stop: str | Iterable[str] = (),
-                      ignore_eos: bool = False) -> TextStream:
-        """As `generate`, of ids and complete settings."""
-        ends = frozenset(self.tokenizer.ends)
+                      ignore_eos: bool = False, ends: Iterable[int] = ()) -> TextStream:
+        """As `generate`, of ids and complete settings. ends: ids that end the text, beside the tokenizer's."""
+        ends = frozenset(self.tokenizer.ends) | frozenset(ends)
         request = Request(tuple(ids), max_tokens, sampling, frozenset() if ignore_eos else ends,
                           ends if ignore_eos else frozenset())
         return TextStream(self, self.engine.submit(request), (stop,) if isinstance(stop, str) else tuple(stop))
@@ -175,6 +196,15 @@ class TextStream(Iterator[str]):
             self._model.engine.cancel(self.generation)
 
 
+def sampling_of(options: Mapping[str, Any]) -> Sampling:
+    """Sampling from keywords. Raises BestiaryError for one that is unknown."""
+    known = [field.name for field in fields(Sampling)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise BestiaryError(f"unknown sampling option {unknown[0]!r}; known: {', '.join(known)}")
+    return Sampling(**options)
+
+
 def release(held: str, stop: tuple[str, ...]) -> tuple[str, str, bool]:
     """What of the text may be given out, what must be held back as a stop string's possible beginning, and whether a
     stop string was found: then the text before it is given out and nothing is held."""
@@ -198,7 +228,8 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     context: tokens a sequence may hold; by default what the model was made for. type: a quantizer's name to quantize
     by while loading; by default the checkpoint keeps its own types. tokenizer: a file or checkpoint to take the
     tokenizer from. cache_type_k, cache_type_v: encodings of the KV cache, by default f16, and f32 for a checkpoint
-    whose weights are all f32. config: values in place of the checkpoint's own. Raises BestiaryError for anything wrong with the file or the choices.
+    whose weights are all f32. config: values in place of the checkpoint's own. Raises BestiaryError for anything wrong
+    with the file or the choices.
     """
     host = host or Host()
     checkpoint = host.open(Path(path), loader)
@@ -226,7 +257,8 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     material = checkpoint.tokenizer if tokenizer is None else host.open(Path(tokenizer)).tokenizer
     runs_on = choose_backend(host, backend)
     plan = runs_on.compile(graph, checkpoint.tensors, limits, progress=progress)
-    return Model(checkpoint, family, runs_on, plan, make_tokenizer(material, family, checkpoint.config))
+    return Model(checkpoint, family, runs_on, plan, make_tokenizer(material, family, checkpoint.config, host),
+                 material, host)
 
 
 def choose_backend(host: Host, name: str | None) -> Backend:
@@ -246,21 +278,31 @@ def choose_backend(host: Host, name: str | None) -> Backend:
     raise BestiaryError("no backend runs here")
 
 
-def make_tokenizer(material: TokenizerMaterial, family: Architecture | None, config: Config) -> Tokenizer | None:
-    """The tokenizer of a checkpoint with its family's own handling around it; None where the checkpoint has none."""
+def make_tokenizer(material: TokenizerMaterial, family: Architecture | None, config: Config,
+                   host: Host | None = None) -> Tokenizer | None:
+    """The tokenizer of a checkpoint with its family's own handling around it; None where the checkpoint has none. What
+    the family does not know of vocabularies, the others of the host may."""
     if material.empty:
         return None
-    tokenizer = build_tokenizer(material, family.pre_tokenizers if family else {})
+    rules, lists = (host.pre_tokenizers, host.rank_lists) if host else ({}, [])
+    if family:
+        rules, lists = {**rules, **family.pre_tokenizers}, [*family.rank_lists, *lists]
+    tokenizer = build_tokenizer(with_vocabulary(material, lists), rules)
     return family.wrap(tokenizer, config) if family else tokenizer
 
 
 def load_tokenizer(path: str | os.PathLike[str], host: Host | None = None, loader: str | None = None) -> Tokenizer:
     """The tokenizer alone, of any checkpoint or vocabulary-only file."""
-    host = host or Host()
+    return open_tokenizer(path, host or Host(), loader)[0]
+
+
+def open_tokenizer(path: str | os.PathLike[str], host: Host, loader: str | None = None,
+                   ) -> tuple[Tokenizer, TokenizerMaterial, Architecture | None]:
+    """As `load_tokenizer`; with what it was made of, and its family where the checkpoint is a model's."""
     checkpoint = host.open(Path(path), loader)
     vocabulary_only = not checkpoint.config and not checkpoint.tensors
     family = None if vocabulary_only else host.architecture_of(checkpoint.config, checkpoint.tokenizer)
-    tokenizer = make_tokenizer(checkpoint.tokenizer, family, checkpoint.config)
+    tokenizer = make_tokenizer(checkpoint.tokenizer, family, checkpoint.config, host)
     if tokenizer is None:
         raise BestiaryError(f"{path} has no tokenizer")
-    return tokenizer
+    return tokenizer, checkpoint.tokenizer, family

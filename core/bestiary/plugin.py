@@ -1,6 +1,6 @@
 """The public names that a plugin's author imports."""
 
-from bestiary.architecture import Architecture, Key, PreTokenizer, PromptLayout, Rule
+from bestiary.architecture import Architecture, Key, PreTokenizer, PromptLayout, RankList, Rule
 from bestiary.backend import Backend, Batch, KVCache, Limits, Plan
 from bestiary.encoding import BF16, F16, F32, Bits, Encoding, Factor, Layout
 from bestiary.errors import BestiaryError
@@ -8,11 +8,12 @@ from bestiary.graph import Graph, Trace, Value
 from bestiary.hookspecs import API, hookimpl
 from bestiary.loader import Loader, Writer
 from bestiary.quantizer import Quantizer
-from bestiary.template import Message, Segment, Template
+from bestiary.template import Message, Segment, Template, TurnTemplate
 from bestiary.tokenizer import Tokenizer
 
 __all__ = [
     "API", "BF16", "F16", "F32", "Architecture", "Backend", "Batch", "BestiaryError", "Bits", "Encoding", "Factor",
     "Graph", "KVCache", "Key", "Layout", "Limits", "Loader", "Message", "Plan", "PreTokenizer", "PromptLayout",
-    "Quantizer", "Rule", "Segment", "Template", "Tokenizer", "Trace", "Value", "Writer", "hookimpl",
+    "Quantizer", "RankList", "Rule", "Segment", "Template", "Tokenizer", "Trace", "TurnTemplate", "Value",
+    "Writer", "hookimpl",
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from bestiary import library_tokenizer, sentencepiece_tokenizer
 from bestiary.architecture import PreTokenizer
 from bestiary.checkpoint import TokenizerMaterial, Vocabulary
 from bestiary.errors import BestiaryError
+from bestiary.rank_list import is_rank_list
 from bestiary.sentencepiece_model import ALGORITHMS
 from bestiary.tokenizer import Tokenizer
 
@@ -43,14 +43,9 @@ def _file(material: TokenizerMaterial) -> str | None:
     if "tokenizer.json" in files:
         return "tokenizer.json"
     if "tokenizer.model" in files and material.vocabulary is None:
-        raise BestiaryError("tokenizer.model is a list of BPE ranks (tiktoken's form), which is not "
-                            "implemented; use a folder that has tokenizer.json")
+        raise BestiaryError("tokenizer.model is a list of BPE ranks (tiktoken's form) of no known family; use a folder "
+                            "that has tokenizer.json")
     return None
-
-
-def is_rank_list(data: bytes) -> bool:
-    """Whether a tokenizer.model is tiktoken's list: lines of a piece in base64 and its rank."""
-    return re.match(rb"(?:[A-Za-z0-9+/]+={0,2} \d+\r?\n){2}", data[:1024]) is not None
 
 
 def _vocabulary(material: TokenizerMaterial) -> Vocabulary:

@@ -21,6 +21,7 @@ LOADERS = (
     "loaders.meta:Meta",
     "loaders.llama2c:Llama2c",
     "loaders.vocabulary_files:SentencePieceFile",
+    "loaders.vocabulary_files:RankListFile",
     "loaders.vocabulary_files:TokenizerJsonFile",
     "loaders.vocabulary_files:Llama2cVocabularyFile",
 )

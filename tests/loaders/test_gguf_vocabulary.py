@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bestiary.architecture import PreTokenizer
 from bestiary.checkpoint import CANONICAL, Checkpoint, TokenizerMaterial
 from bestiary.errors import BestiaryError
 from bestiary.host import Host
+from bestiary.model import load_tokenizer
 from bestiary.tensor import ArrayTensor
 from bestiary.tokenizer_builder import build_tokenizer
+from bestiary_plugins.architectures.pre_tokenizers import LLAMA3, PRE_TOKENIZERS
 from bestiary_plugins.loaders.gguf import open_gguf
 from bestiary_plugins.loaders.gguf_writer import GgufWriter
-from bestiary_plugins.loaders.vocabulary_arrays import LLAMA3, PRE_TOKENIZERS, arrays_of, from_tokenizer_json
+from bestiary_plugins.loaders.vocabulary_arrays import arrays_of, from_tokenizer_json
 
 TEXTS = ("Hello, world!", " leading", "  two  spaces \n\n tabs\t", "\u4f60\u597d\uff0c\u4e16\u754c \U0001f600 \xf1",
          "x = f(1234567)", "", "\u2581<s>[INST]")
@@ -103,11 +106,29 @@ def split(pattern: str, **level: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("pre", "name"), [
-    (LEVEL, "gpt-2"), (split(LLAMA3, use_regex=False), "llama-bpe"), (split("own", use_regex=False), "mine"),
+    (LEVEL, "gpt-2"), (split(LLAMA3, use_regex=False), "smaug-bpe"), (split("own", use_regex=False), "mine"),
     (split(LLAMA3), "default"), (None, "default")])
 def test_a_pre_tokenizer_is_known_by_its_steps(pre: Any, name: str) -> None:
-    assert from_tokenizer_json(library(pre), {"mine": ("own",)}).pre_tokenizer == name
-    assert "llama-bpe" in PRE_TOKENIZERS.values()
+    rules = {**PRE_TOKENIZERS, "mine": PreTokenizer(("own",))}
+    assert from_tokenizer_json(library(pre), rules).pre_tokenizer == name
+
+
+def test_rules_with_one_pattern_differ_in_whether_whole_pieces_are_taken() -> None:
+    root = json.loads(library(split(LLAMA3, use_regex=False)))
+    root["model"]["ignore_merges"] = True
+    assert from_tokenizer_json(json.dumps(root).encode(), PRE_TOKENIZERS).pre_tokenizer == "llama-bpe"
+
+
+def test_a_list_of_ranks_is_written_as_llama_cpp_wants_it(tmp_path: Path, host: Host, data: Path) -> None:
+    content = (data / "tokenizers" / "llama3-tokenizer.model").read_bytes()
+    found = through_gguf(TokenizerMaterial({"tokenizer.model": content}), tmp_path, host, 128256)
+    assert found.vocabulary is not None and found.files["tokenizer.model"] == content
+    assert (found.vocabulary.algorithm, found.vocabulary.pre_tokenizer) == ("bytes", "llama-bpe")
+    assert len(found.vocabulary.pieces) == 128256 and len(found.vocabulary.merges) == 280147
+    assert (found.bos, found.eos, found.add_bos, set(found.ends)) == (128000, 128001, True, {128001, 128008, 128009})
+    bare = load_tokenizer(tmp_path / "x.gguf", host)
+    text = "Hello, world! 1234567 \u4f60\u597d\n\n  x"
+    assert bare.encode(text) == load_tokenizer(data / "tokenizers" / "llama3-tokenizer.model", host).encode(text)
 
 
 def test_bpe_with_byte_fallback_gets_scores_by_the_rank_of_its_merges() -> None:

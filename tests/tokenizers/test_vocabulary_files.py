@@ -16,6 +16,7 @@ from bestiary.tokenizer_builder import build_tokenizer
 from bestiary_plugins.loaders.tokenizer_files import folder_material
 from bestiary_plugins.loaders.vocabulary_files import (
     Llama2cVocabularyFile,
+    RankListFile,
     SentencePieceFile,
     TokenizerJsonFile,
     read_llama2c_vocabulary,
@@ -90,11 +91,11 @@ def test_vocabulary_only_checkpoints_pickle_and_build(data: Path, host: Any) -> 
         assert build_tokenizer(again.tokenizer, {}).size == build_tokenizer(checkpoint.tokenizer, {}).size
 
 
-def test_a_tiktoken_list_of_ranks_is_named(data: Path) -> None:
+def test_a_list_of_ranks_that_no_family_knows_is_named(data: Path) -> None:
     path = data / "tokenizers" / "llama3-tokenizer.model"
-    assert SentencePieceFile().recognise(path) > 0
+    assert SentencePieceFile().recognise(path) == 0 and RankListFile().recognise(path) > 0
     with pytest.raises(BestiaryError, match="tiktoken"):
-        build_tokenizer(SentencePieceFile().open(path, None).tokenizer, {})  # type: ignore[arg-type]
+        build_tokenizer(RankListFile().open(path, None).tokenizer, {})  # type: ignore[arg-type]
 
 
 def test_a_damaged_llama2c_vocabulary_is_refused(data: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from bestiary.host import Host, HostSettings
 from bestiary.registry import normal
 
 BUILT_IN: Mapping[str, str] = {name: f"bestiary.cli.{name}:{name}" for name in (
-    "run", "convert", "quantize", "inspect", "tokenize", "perplexity", "bench", "plugins")}
+    "run", "chat", "convert", "quantize", "inspect", "tokenize", "perplexity", "bench", "plugins")}
 """name -> "module:function", as plugins give theirs."""
 
 SETTINGS: dict[str, Any] = {

@@ -42,6 +42,35 @@ Requantize = Annotated[bool, typer.Option(
 Gpu = Annotated[list[str] | None, typer.Option(
     "-ngl", "--n-gpu-layers", "--gpu-layers", metavar="N", help="Accepted; everything runs on the CPU.")]
 
+Predict = Annotated[int, typer.Option(
+    "-n", "--n-predict", "--predict", metavar="N",
+    help="Tokens to generate; -1 until the model ends, -2 until the context is full.")]
+ThreadsBatch = Annotated[int | None, typer.Option(
+    "-tb", "--threads-batch", metavar="N", help="Threads for prompts; by default as -t.")]
+Seed = Annotated[int | None, typer.Option("-s", "--seed", metavar="N", help="Random seed; -1 draws one.")]
+Temperature = Annotated[float, typer.Option(
+    "--temp", "--temperature", metavar="X", help="0 takes the likeliest token.")]
+TopK = Annotated[int, typer.Option("--top-k", metavar="N", help="Only the N likeliest; 0 is off.")]
+TopP = Annotated[float, typer.Option(
+    "--top-p", metavar="X", help="Only the likeliest, up to this sum; 1 is off.")]
+MinP = Annotated[float, typer.Option(
+    "--min-p", metavar="X", help="Only what is this fraction as likely as the likeliest; 0 is off.")]
+RepeatPenalty = Annotated[float, typer.Option(
+    "--repeat-penalty", metavar="X", help="Divides the logits of recent tokens; 1 is off.")]
+FrequencyPenalty = Annotated[float, typer.Option("--frequency-penalty", metavar="X", help="0 is off.")]
+PresencePenalty = Annotated[float, typer.Option("--presence-penalty", metavar="X", help="0 is off.")]
+RepeatLastN = Annotated[int, typer.Option(
+    "--repeat-last-n", metavar="N", help="Tokens the penalties look at; -1 all.")]
+Samplers = Annotated[str | None, typer.Option(
+    "--samplers", metavar="NAMES", help='The chain: "penalties;top_k;top_p;min_p;temperature".')]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Never end by itself.")]
+CacheTypeK = Annotated[str | None, typer.Option(
+    "-ctk", "--cache-type-k", metavar="TYPE", help="Type of the cached keys: f16; f32 for f32 models.")]
+CacheTypeV = Annotated[str | None, typer.Option(
+    "-ctv", "--cache-type-v", metavar="TYPE", help="Type of the cached values.")]
+ChatTemplate = Annotated[str | None, typer.Option(
+    "--chat-template", metavar="NAME|FILE", help="Chat format: the name of a known one, or a file of Jinja.")]
+
 
 def host_of(context: typer.Context) -> Host:
     """The plugins of this command line."""

@@ -34,31 +34,22 @@ def run(
     prompt: Annotated[str | None, typer.Option(
         "-p", "--prompt", metavar="TEXT", help="What the text begins with.")] = None,
     file: Annotated[Path | None, typer.Option(
-        "-f", "--file", metavar="FILE", help="Read the prompt from a file, or one that is built in; - is stdin.")] = None,
-    predict: Annotated[int, typer.Option(
-        "-n", "--n-predict", "--predict", metavar="N",
-        help="Tokens to generate; -1 until the model ends, -2 until the context is full.")] = -1,
+        "-f", "--file", metavar="FILE", help="Read the prompt from a file; - is stdin, a name one built in.")] = None,
+    predict: options.Predict = -1,
     ctx: options.Context = None,
     batch: options.BatchSize = 512,
     threads: options.Threads = None,
-    threads_batch: Annotated[int | None, typer.Option(
-        "-tb", "--threads-batch", metavar="N", help="Threads for prompts; by default as -t.")] = None,
-    seed: Annotated[int | None, typer.Option("-s", "--seed", metavar="N", help="Random seed; -1 draws one.")] = None,
-    temperature: Annotated[float, typer.Option(
-        "--temp", "--temperature", metavar="X", help="0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option("--top-k", metavar="N", help="Only the N likeliest; 0 is off.")] = 40,
-    top_p: Annotated[float, typer.Option(
-        "--top-p", metavar="X", help="Only the likeliest, up to this sum; 1 is off.")] = 0.95,
-    min_p: Annotated[float, typer.Option(
-        "--min-p", metavar="X", help="Only what is this fraction as likely as the likeliest; 0 is off.")] = 0.05,
-    repeat_penalty: Annotated[float, typer.Option(
-        "--repeat-penalty", metavar="X", help="Divides the logits of recent tokens; 1 is off.")] = 1.0,
-    frequency_penalty: Annotated[float, typer.Option("--frequency-penalty", metavar="X", help="0 is off.")] = 0.0,
-    presence_penalty: Annotated[float, typer.Option("--presence-penalty", metavar="X", help="0 is off.")] = 0.0,
-    repeat_last_n: Annotated[int, typer.Option(
-        "--repeat-last-n", metavar="N", help="Tokens the penalties look at; -1 all.")] = 64,
-    samplers: Annotated[str | None, typer.Option(
-        "--samplers", metavar="NAMES", help='The chain: "penalties;top_k;top_p;min_p;temperature".')] = None,
+    threads_batch: options.ThreadsBatch = None,
+    seed: options.Seed = None,
+    temperature: options.Temperature = 0.8,
+    top_k: options.TopK = 40,
+    top_p: options.TopP = 0.95,
+    min_p: options.MinP = 0.05,
+    repeat_penalty: options.RepeatPenalty = 1.0,
+    frequency_penalty: options.FrequencyPenalty = 0.0,
+    presence_penalty: options.PresencePenalty = 0.0,
+    repeat_last_n: options.RepeatLastN = 64,
+    samplers: options.Samplers = None,
     reverse: Annotated[list[str] | None, typer.Option(
         "-r", "--reverse-prompt", metavar="TEXT", help="Stop here, or with -i let the user go on. Repeatable.")] = None,
     interactive: Annotated[bool, typer.Option("-i", "--interactive", help="Take turns with the user.")] = False,
@@ -69,16 +60,14 @@ def run(
     in_prefix: Annotated[str, typer.Option("--in-prefix", metavar="TEXT", help="Put before what the user types.")] = "",
     in_suffix: Annotated[str, typer.Option("--in-suffix", metavar="TEXT", help="Put after it.")] = "",
     color: Annotated[bool, typer.Option("--color", help="On a terminal, colour what the model did not say.")] = False,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Never end by itself.")] = False,
+    ignore_eos: options.IgnoreEos = False,
     escape: Annotated[bool, typer.Option("-e", "--escape", help=r"Read \n, \t, \x41 in the texts given.")] = False,
     no_display_prompt: Annotated[bool, typer.Option("--no-display-prompt", help="Do not print the prompt.")] = False,
     verbose_prompt: Annotated[bool, typer.Option("--verbose-prompt", help="Show the prompt's tokens first.")] = False,
     type: options.Type = None,
     backend: options.Backend = None,
-    cache_type_k: Annotated[str | None, typer.Option(
-        "-ctk", "--cache-type-k", metavar="TYPE", help="Type of the cached keys: f16; f32 for f32 models.")] = None,
-    cache_type_v: Annotated[str | None, typer.Option(
-        "-ctv", "--cache-type-v", metavar="TYPE", help="Type of the cached values.")] = None,
+    cache_type_k: options.CacheTypeK = None,
+    cache_type_v: options.CacheTypeV = None,
     memory_f32: Annotated[bool, typer.Option("--memory-f32", help="Both in f32.")] = False,
     tokenizer: options.TokenizerFile = None,
     loader: options.Loader = None,

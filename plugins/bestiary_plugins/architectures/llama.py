@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bestiary.config import flag, one_of, real, section, whole
-from bestiary.plugin import Architecture, Graph, Key, Rule, Trace
+from bestiary.plugin import Architecture, Graph, Key, RankList, Rule, Trace
 from bestiary.transform import Permute
+from bestiary_plugins.architectures.pre_tokenizers import PRE_TOKENIZERS
+from bestiary_plugins.architectures.prompts import PROMPTS
+from bestiary_plugins.templates import OF_LLAMA
 
 if TYPE_CHECKING:
     from bestiary.checkpoint import TokenizerMaterial
@@ -65,6 +68,12 @@ META = (
     Rule("output.weight", "output.weight"),
 )
 
+LLAMA3_SPECIAL = (
+    "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<|start_header_id|>", "<|end_header_id|>",
+    "<|eom_id|>", "<|eot_id|>", "<|python_tag|>", *(f"<|reserved_special_token_{i}|>" for i in range(3, 248)))
+"""From id 128000 on; the first release named some of the reserved ones otherwise."""
+
 
 class Llama(Architecture):
     """LLaMA and what has its graph."""
@@ -73,6 +82,11 @@ class Llama(Architecture):
     namings = {"huggingface": HUGGINGFACE, "meta": META}
     ignorable = (r".*rotary_emb\.inv_freq", r"rope\.freqs",
                  r"output\.weight")  # a second copy of the embedding, where the two are tied
+    prompts = PROMPTS
+    pre_tokenizers = PRE_TOKENIZERS  # of anybody's: models with this graph come with all kinds of tokenizers
+    rank_lists = (RankList(128000, "llama-bpe", LLAMA3_SPECIAL, "<|begin_of_text|>", "<|end_of_text|>",
+                           ("<|eot_id|>", "<|eom_id|>")),)
+    templates = OF_LLAMA
     keys = (
         Key("head_dim", "{arch}.rope.dimension_count", "u32"),
         Key("rope_scaling", "{arch}.rope.scaling.type", "str",

@@ -8,12 +8,14 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from bestiary.architecture import PreTokenizer, RankList
 from bestiary.checkpoint import TokenizerMaterial, Vocabulary
 from bestiary.errors import BestiaryError
+from bestiary.rank_list import with_vocabulary
 from bestiary.sentencepiece_model import BYTE, CONTROL, UNKNOWN, UNUSED
 from bestiary.tokenizer_builder import build_tokenizer
 from bestiary.tokenizer_settings import named_token
@@ -134,13 +136,15 @@ def write_files(material: TokenizerMaterial) -> dict[str, tuple[str, Any]]:
 
 
 def write_material(material: TokenizerMaterial, config: Mapping[str, Any], rows: int | None,
-                   pre_tokenizers: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, Any]]:
+                   pre_tokenizers: Mapping[str, PreTokenizer],
+                   rank_lists: Iterable[RankList] = ()) -> dict[str, tuple[str, Any]]:
     """Metadata key -> (kind, value) for the arrays that llama.cpp needs and for the originals.
 
-    rows: of the embedding; the vocabulary is padded to them. pre_tokenizers: name -> patterns, as families know them.
+    rows: of the embedding; the vocabulary is padded to them. pre_tokenizers, rank_lists: as families know them.
     Raises BestiaryError where there are more pieces than rows.
     """
     keys: dict[str, tuple[str, Any]] = {}
+    material = with_vocabulary(material, rank_lists)
     vocabulary = arrays_of(material, pre_tokenizers)
     if vocabulary is not None:
         material = material if material.vocabulary is not None else with_roles(material)

@@ -100,9 +100,8 @@ def metadata_of(checkpoint: Checkpoint, host: Host) -> Keys:
         **to_keys(config, table, family.name),
     }
     rows = tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else None
-    rules = {name: rule.patterns for other in host.architectures.values()
-             for name, rule in other.pre_tokenizers.items()}
-    keys |= write_material(checkpoint.tokenizer, config, rows, rules)
+    keys |= write_material(checkpoint.tokenizer, config, rows, {**host.pre_tokenizers, **family.pre_tokenizers},
+                           (*family.rank_lists, *host.rank_lists))
     keys[CONFIG_KEY] = ("str", json.dumps(config, ensure_ascii=False, default=float))
     foreign = {name: tensor for name, tensor in tensors.items() if code_of(tensor.encoding) is None}
     if foreign:

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from bestiary.architecture import PreTokenizer
 from bestiary.checkpoint import TokenizerMaterial, Vocabulary
 from bestiary.errors import BestiaryError
+from bestiary.rank_list import is_rank_list
 from bestiary.sentencepiece_model import (
     ALGORITHMS,
     BYTE,
@@ -20,32 +22,18 @@ from bestiary.sentencepiece_model import (
     USER_DEFINED,
     read_model,
 )
-from bestiary.tokenizer_builder import is_rank_list
 from bestiary.tokenizer_settings import added_tokens, listed_tokens, special_spellings
+from bestiary_plugins.architectures.pre_tokenizers import DIGITS, GPT2, PUNCTUATION
 from bestiary_plugins.loaders.strict_json import parse_object
 
 ADDED_SCORE, NEVER_MERGED = -1000.0, -1e6
 MOST_PIECES = 1 << 22
 
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-          r"|\s+(?!\S)|\s+")
-QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
-GPT2 = "byte level"  # stands for the pattern that the pre-tokenizer ByteLevel has built in
-PRE_TOKENIZERS = {
-    (GPT2,): "gpt-2",
-    (LLAMA3,): "llama-bpe",
-    (QWEN2,): "qwen2",
-    (BLOOM,): "bloom",
-    ("punctuation Contiguous", GPT2, "digits", "[0-9][0-9][0-9]"): "falcon",
-}
-"""The steps of a pre-tokenizer -> llama.cpp's name for it."""
 
-
-def arrays_of(material: TokenizerMaterial, pre_tokenizers: Mapping[str, tuple[str, ...]]) -> Vocabulary | None:
+def arrays_of(material: TokenizerMaterial, pre_tokenizers: Mapping[str, PreTokenizer]) -> Vocabulary | None:
     """The arrays of a tokenizer: those it came with, else those of the file that counts. None where it has neither.
 
-    pre_tokenizers: name -> patterns, of families whose pre-tokenizers are not in the table here.
+    pre_tokenizers: name -> rule, as families know them.
     """
     files, vocabulary = material.files, material.vocabulary
     if vocabulary is not None:
@@ -98,7 +86,7 @@ def checked_id(value: Any, content: str) -> int:
     return value
 
 
-def from_tokenizer_json(data: bytes, pre_tokenizers: Mapping[str, tuple[str, ...]]) -> Vocabulary:
+def from_tokenizer_json(data: bytes, pre_tokenizers: Mapping[str, PreTokenizer]) -> Vocabulary:
     """Of tokenizer.json: byte-level BPE, BPE with byte fallback, unigram."""
     root = parse_object(data, "tokenizer.json")
     model = root.get("model")
@@ -173,22 +161,25 @@ def prepends_space(root: Mapping[str, Any]) -> bool:
                for part in ("normalizer", "pre_tokenizer") for step in steps(root.get(part)))
 
 
-def pre_tokenizer_name(root: Mapping[str, Any], others: Mapping[str, tuple[str, ...]]) -> str:
-    """llama.cpp's name for what splits the text before the merges; "default" where nobody knows it."""
-    found = []
+def pre_tokenizer_name(root: Mapping[str, Any], known: Mapping[str, PreTokenizer]) -> str:
+    """The name of what splits the text before the merges; "default" where nobody knows it. Of rules with the same
+    patterns the one that treats whole pieces alike, if there is one."""
+    found: list[str] = []
     for step in steps(root.get("pre_tokenizer")):
         match step:
             case {"type": "Split", "pattern": {"Regex": str(pattern)} | {"String": str(pattern)}}:
                 found.append(pattern)
-            case {"type": "Punctuation"}:
-                found.append(f"punctuation {step.get('behavior')}")
+            case {"type": "Punctuation", "behavior": "Contiguous"}:
+                found.append(PUNCTUATION)
             case {"type": "Digits", "individual_digits": bool(single)}:
-                found.append(r"\p{N}" if single else "digits")
+                # after ByteLevel, digits of other scripts are spelled in letters
+                found.append(r"\p{N}" if single else DIGITS if GPT2 in found else r"\p{N}+")
             case {"type": "ByteLevel", "use_regex": False}:
                 pass
             case {"type": "ByteLevel"}:
                 found.append(GPT2)
             case _:
                 found.append(json.dumps(step))
-    by_patterns = {**{patterns: name for name, patterns in others.items()}, **PRE_TOKENIZERS}
-    return by_patterns.get(tuple(found), "default")
+    names = [name for name, rule in known.items() if rule.patterns == tuple(found)]
+    whole = bool(root["model"].get("ignore_merges"))
+    return next((name for name in names if known[name].ignore_merges == whole), next(iter(names), "default"))

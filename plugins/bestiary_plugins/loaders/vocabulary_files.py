@@ -11,7 +11,7 @@ from bestiary.checkpoint import CANONICAL, Checkpoint, TokenizerMaterial, Vocabu
 from bestiary.errors import BestiaryError
 from bestiary.files import DataFile
 from bestiary.loader import Loader
-from bestiary.tokenizer_builder import is_rank_list
+from bestiary.rank_list import is_rank_list
 
 if TYPE_CHECKING:
     from bestiary.host import Host
@@ -94,13 +94,23 @@ class SentencePieceFile(Loader):
     def recognise(self, path: Path) -> int:
         start = _start(path, 1024)
         named = path.suffix == ".model"
-        if is_rank_list(start):
-            return 60 if named else 0  # so that the error can say what it is
         # a record of field 1, in which field 1 is the piece and field 2, a float, its score
         size = start[3] if len(start) > 3 else 0
         if start[:1] != b"\n" or start[2:3] != b"\n" or size > 100 or start[4 + size:5 + size] != b"\x15":
             return 0
         return 90 if named else 70
+
+    def open(self, path: Path, host: Host) -> Checkpoint:
+        return open_file(path, "tokenizer.model")
+
+
+class RankListFile(Loader):
+    """A list of BPE ranks in tiktoken's form. Which family's it is, and so its rules, its size says."""
+
+    name = "tiktoken"
+
+    def recognise(self, path: Path) -> int:
+        return 90 if is_rank_list(_start(path, 4096)) else 0
 
     def open(self, path: Path, host: Host) -> Checkpoint:
         return open_file(path, "tokenizer.model")

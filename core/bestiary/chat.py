@@ -1,0 +1,69 @@
+"""The chat format of a model: the checkpoint's own, one of the known by name, or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bestiary.checkpoint import TokenizerMaterial
+from bestiary.errors import BestiaryError
+from bestiary.template import Template
+from bestiary.tokenizer import Tokenizer
+from bestiary.tokenizer_settings import named_token
+
+if TYPE_CHECKING:
+    from bestiary.architecture import Architecture
+    from bestiary.host import Host
+
+ROLES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
+
+
+def template_of(material: TokenizerMaterial, tokenizer: Tokenizer, host: Host | None = None,
+                family: Architecture | None = None, chosen: Template | str | None = None) -> Template:
+    """The chat format: `chosen`, a template, the name of one, or a file of Jinja; without it the checkpoint's own.
+    Raises BestiaryError, naming those there are, where it has none: a wrong format gives bad answers and no error."""
+    if isinstance(chosen, Template):
+        return chosen
+    own = {} if family is None else {name.casefold(): template for name, template in family.templates.items()}
+    known = sorted({*own, *(host.templates.names if host else ())})
+    if chosen is None:
+        if material.chat_template is None:
+            raise BestiaryError("the model has no chat template of its own; name the one it was taught with "
+                                f"--chat-template: {', '.join(known) or 'a file of Jinja'}")
+        return jinja(material.chat_template, material, tokenizer)
+    if chosen.casefold() in own:
+        return own[chosen.casefold()]
+    if host is not None and chosen in host.templates:
+        return host.templates[chosen]
+    if (path := Path(chosen)).is_file():
+        return jinja(read(path), material, tokenizer, path.name)
+    raise BestiaryError(f"unknown chat template {chosen!r}, and no file of that name; "
+                        f"known: {', '.join(known) or 'none'}")
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except OSError as error:
+        raise BestiaryError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise BestiaryError(f"{path} is no UTF-8 text") from None
+
+
+def jinja(source: str, material: TokenizerMaterial, tokenizer: Tokenizer, name: str = "chat_template") -> Template:
+    """A Jinja template, which sees the spellings of the tokenizer's special tokens."""
+    from bestiary.jinja_template import JinjaTemplate
+
+    keys = [f"{role}_token" for role in ROLES]
+    spelled: Mapping[str, str | None] = {key: named_token(material.files, key) for key in keys}
+    ids = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
+    found = {key: text or (None if (token := ids.get(key)) is None else tokenizer.name(token))
+             for key, text in spelled.items()}
+    return JinjaTemplate(source, {key: text for key, text in found.items() if text is not None}, name)
+
+
+def end_ids(template: Template, tokenizer: Tokenizer) -> frozenset[int]:
+    """The special tokens that the template says end an answer; in the text of an answer they do not show."""
+    found = (tokenizer.find(text) for text in template.stop)
+    return frozenset(token for token in found if token is not None and tokenizer.special(token))
