@@ -15,6 +15,7 @@ from bestiary.checkpoint import Checkpoint
 from bestiary.convert import convert, recipe_for, types
 from bestiary.encoding import F16
 from bestiary.errors import BestiaryError
+from bestiary.files import check_replaceable
 from bestiary.host import Host
 from bestiary.loader import Writer
 
@@ -98,9 +99,9 @@ def check_target(target: Path, source: Path, writer: Writer, force: bool) -> Non
     """What would go wrong at the end is said at the beginning."""
     if target.exists() and source.exists() and target.samefile(source):
         raise BestiaryError(f"{target} is the input itself; name another output")
-    if target.is_dir() and writer.suffix:
-        raise BestiaryError(f"{target} is a folder; name a file")
-    if target.exists() and not force and not (target.is_dir() and not any(target.iterdir())):
+    if writer.suffix:
+        check_replaceable(target, force)
+    elif target.exists() and not force and not (target.is_dir() and not any(target.iterdir())):
         raise BestiaryError(f"{target} exists already; --force replaces it")
     folder = target.absolute().parent
     if not folder.is_dir():
