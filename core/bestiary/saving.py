@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from bestiary.errors import BestiaryError
 from bestiary.files import check_replaceable
 from bestiary.host import Host
 from bestiary.loader import Writer
+
+log = logging.getLogger("bestiary")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], pure, requantize), host)
     if context is not None:
         checkpoint = checkpoint.having(config={**checkpoint.config, "max_position_embeddings": context})
+    if checkpoint.tokenizer.empty:
+        log.warning("%s has no tokenizer: what is written takes no text; --tokenizer FILE gives it one", source)
     target = Path(target)
     writer.save(checkpoint, target, host, force=force, progress=progress)
     return Saved(target, size_on_disk(target), types(checkpoint), time.perf_counter() - started)

@@ -119,7 +119,7 @@ def write_material(material: TokenizerMaterial, config: Mapping[str, Any], rows:
     rows: of the embedding; the vocabulary is padded to them. pre_tokenizers: name -> patterns, as families know them.
     Raises BestiaryError where there are more pieces than rows.
     """
-    keys: dict[str, tuple[str, Any]] = {}
+    keys: dict[str, tuple[str, Any]] = {"tokenizer.ggml.model": ("str", NO_TOKENIZER[1])}
     vocabulary = arrays_of(material, pre_tokenizers)
     if vocabulary is not None:
         material = material if material.vocabulary is not None else with_roles(material)
