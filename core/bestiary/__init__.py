@@ -10,6 +10,10 @@ __version__ = "0.1.0"
 __all__ = ["BestiaryError", "__version__", "load", "load_tokenizer"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     """load and load_tokenizer are imported when they are asked for: numpy would slow down `bestiary --help`."""
     if name in ("load", "load_tokenizer"):

@@ -15,6 +15,8 @@ from bestiary.errors import BestiaryError
 from bestiary.model import Model
 
 SEED = 1
+SHORTEST = 0.05
+"""Seconds that a run takes at least."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,15 @@ class Bench:
         if tokens < 1 or self.depth + tokens > limits.context:
             raise BestiaryError(f"{tokens} tokens at a depth of {self.depth}; the context holds {limits.context}")
         cache = Cache(self.model, sequences, self.depth)
-        work(cache, min(tokens, 16))  # once before, so that code and weights are warm
+        work(cache, tokens)  # once before, so that code, weights and cache are warm
         runs = []
         for _ in range(repeats):
-            cache.rewind()
-            started = time.perf_counter()
-            work(cache, tokens)
-            runs.append(sequences * tokens / (time.perf_counter() - started))
+            done, started = 0, time.perf_counter()
+            while not done or time.perf_counter() - started < SHORTEST:  # a small model is done before a clock can tell
+                cache.rewind()
+                work(cache, tokens)
+                done += tokens
+            runs.append(sequences * done / (time.perf_counter() - started))
         return Measurement(test, tokens, self.depth, sequences, tuple(runs))
 
     def _prompt(self, cache: Cache, tokens: int) -> None:

@@ -69,24 +69,31 @@ def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host) ->
     output = graph.nodes[graph.output].weights.get("weight")
     tensors: dict[str, Tensor] = {}
     left: list[str] = []
+    again: list[str] = []
     for name, tensor in checkpoint.tensors.items():
         quantizer = host.quantizers[recipe.choose("output.weight" if name == output else name)]
         if len(tensor.shape) < 2:
             quantizer = host.quantizers[F32.name]
         elif not quantizer.encoding.fits(tensor.columns):
             quantizer = host.quantizers[F16.name]
-            left.append(f"{name} (rows of {tensor.columns})")
+            left.append(f"{re.sub('[.][0-9]+[.]', '.*.', name)} (rows of {tensor.columns})")
         if tensor.encoding == quantizer.encoding:
             tensors[name] = tensor
             continue
-        if tensor.encoding.quantized and not recipe.requantize:
-            raise BestiaryError(f"{name} is {tensor.encoding.name} already; to quantize it again to {quantizer.name} "
-                                "adds the errors of both: start from the unquantized model, or say --allow-requantize")
+        if tensor.encoding.quantized:
+            again.append(f"{name} from {tensor.encoding.name} to {quantizer.name}")
         tensors[name] = Quantized(tensor, quantizer, name)
+    if again:
+        more = f" and {len(again) - 1} more" if len(again) > 1 else ""
+        line = f"quantized already: {again[0]}{more}. What they lost does not come back, and a smaller type loses more"
+        if not recipe.requantize:
+            raise BestiaryError(f"{line}: start from the unquantized model, or say --allow-requantize")
+        log.warning("%s", line)
     if left:
-        log.warning("kept as f16, because the block does not divide their rows: %s", ", ".join(left))
-    again: Callable[..., Checkpoint] = partial(_again, recipe, host, graph)
-    return checkpoint.having(tensors=tensors, source=(again, (checkpoint,)))
+        log.warning("%d tensors are kept as f16, because the block does not divide their rows: %s", len(left),
+                    ", ".join(dict.fromkeys(left)))
+    anew: Callable[..., Checkpoint] = partial(_again, recipe, host, graph)
+    return checkpoint.having(tensors=tensors, source=(anew, (checkpoint,)))
 
 
 def _again(recipe: Recipe, host: Host, graph: Graph, checkpoint: Checkpoint) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -57,11 +58,13 @@ class Generation:
 
 
 class Engine:
-    """Runs requests over one plan, as many at a time as its limits have sequences; the others wait their turn."""
+    """Runs requests over one plan, as many at a time as its limits have sequences; the others wait their turn. Threads
+    may share it: `lock` is held for each forward, and by whoever else uses the plan."""
 
     def __init__(self, plan: Plan, layout: Callable[[list[int]], PromptLayout]) -> None:
         self.plan, self._layout = plan, layout
         self.cache = plan.new_cache()
+        self.lock = threading.RLock()
         self._waiting: deque[Generation] = deque()
         self._running: list[Generation] = []
         self._held: list[list[int]] = [[] for _ in range(plan.limits.sequences)]  # the ids each sequence holds
@@ -81,13 +84,15 @@ class Engine:
         if max(generation.layout.prefix, 1) > self.plan.limits.batch:
             raise BestiaryError(f"a prefix of {generation.layout.prefix} tokens takes one forward; the limit is "
                                 f"{self.plan.limits.batch}")
-        self._waiting.append(generation)
+        with self.lock:
+            self._waiting.append(generation)
         return generation
 
     def cancel(self, generation: Generation) -> None:
         """Ends a generation now; what its sequence holds may still be reused."""
-        if generation.reason is None:
-            self._finish(generation, "cancelled")
+        with self.lock:
+            if generation.reason is None:
+                self._finish(generation, "cancelled")
 
     def run(self, generation: Generation) -> Iterator[int]:
         """The tokens of one generation as they come; steps the whole engine meanwhile."""
@@ -97,11 +102,17 @@ class Engine:
                 given += 1
                 yield generation.ids[given - 1]
             else:
-                self.step()
+                with self.lock:
+                    if generation.reason is None and given == len(generation.ids):  # nobody else did it meanwhile
+                        self.step()
 
     def step(self) -> list[Generation]:
         """One forward: a token for each running sequence and prompt tokens up to the batch's limit. Returns the
         generations that got a token or ended."""
+        with self.lock:
+            return self._step()
+
+    def _step(self) -> list[Generation]:
         self._admit()
         room = self.plan.limits.batch
         parts: list[tuple[Generation, int]] = []

@@ -86,18 +86,17 @@ class FileTensor(Tensor):
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[IO[bytes]]:
     """A new file that takes the name `path` only once it is complete and on the disk: written under a temporary name
-    beside it, synced, renamed. Raises BestiaryError where `path` cannot be written, or exists and `force` not set."""
-    target = Path(path)
-    if target.is_dir():
-        raise BestiaryError(f"{target} is a folder; name a file")
-    if target.exists() and not force:
-        raise BestiaryError(f"{target} exists already; --force replaces it")
+    beside it, synced, renamed; a link is followed. Raises BestiaryError where `path` cannot be written, is no regular
+    file, or exists and `force` is not set."""
+    target = Path(os.path.realpath(path))
+    check_replaceable(target, force)
     temporary = ""
     try:
         try:
             handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
         except FileNotFoundError:
-            raise BestiaryError(f"cannot write {target}: there is no folder {target.parent}") from None
+            missing = "its folder takes no files" if target.parent.is_dir() else f"there is no folder {target.parent}"
+            raise BestiaryError(f"cannot write {target}: {missing}") from None
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
@@ -119,6 +118,16 @@ def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[IO[
         if temporary:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def check_replaceable(target: Path, force: bool) -> None:
+    """Raises BestiaryError where a file may not take the place of what is there."""
+    if target.is_dir():
+        raise BestiaryError(f"{target} is a folder; name a file")
+    if target.exists() and not target.is_file():
+        raise BestiaryError(f"{target} is no regular file; a model file would take its place")
+    if target.exists() and not force:
+        raise BestiaryError(f"{target} exists already; --force replaces it")
 
 
 def rename_new(source: str | os.PathLike[str], target: Path) -> None:

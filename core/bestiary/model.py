@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -30,6 +31,8 @@ from bestiary.tokenizer import Stream, Tokenizer
 from bestiary.tokenizer_builder import build_tokenizer
 
 log = logging.getLogger("bestiary")
+LARGEST = 1 << 24
+"""Of any number of tokens, sequences or threads: far more than fits, far less than overflows."""
 
 
 class Model:
@@ -70,7 +73,7 @@ class Model:
         return self._forward(ids, "hidden")
 
     def _forward(self, ids: Sequence[int], output: str, first: int = 0) -> NDArray[np.float32]:
-        ids = [int(i) for i in ids]
+        ids = whole_ids(ids)
         if len(ids) > self.plan.limits.context:
             raise BestiaryError(f"{len(ids)} tokens; the context holds {self.plan.limits.context}")
         layout = self.architecture.layout(ids)
@@ -86,9 +89,10 @@ class Model:
             part = slice(start, min(start + step, len(ids)))
             count = part.stop - start
             skipped = min(max(first - start, 0), count)
-            rows = self.plan.forward(Batch(
-                tokens[part].astype(np.int32), positions[:, part], np.zeros(count, np.int32),
-                wanted=np.arange(skipped, count, dtype=np.int32), prefixes={0: layout.prefix}), cache, output)
+            batch = Batch(tokens[part].astype(np.int32), positions[:, part], np.zeros(count, np.int32),
+                          wanted=np.arange(skipped, count, dtype=np.int32), prefixes={0: layout.prefix})
+            with self.engine.lock:
+                rows = self.plan.forward(batch, cache, output)
             if skipped < count:
                 out[start + skipped - first:part.stop - first] = rows
         return out
@@ -101,10 +105,8 @@ class Model:
         stop: strings that end the text, themselves not included. special: spellings of special tokens in the prompt
         are those tokens. Further keywords are those of sampling.Sampling.
         """
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt, bos=True, special=special)
-        else:
-            ids = [int(i) for i in prompt]
+        ids = (self.tokenizer.encode(prompt, bos=True, special=special) if isinstance(prompt, str)
+               else whole_ids(prompt))
         settings = sampling_of({"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
                                 "seed": seed, **sampling})
         return self.generate_from(ids, max_tokens, settings, stop, ignore_eos)
@@ -124,16 +126,18 @@ class Model:
                   stop: str | Iterable[str] = (), ignore_eos: bool = False) -> TextStream:
         """As `chat`, of complete settings."""
         ids = self.tokenizer.encode_segments(template.render(messages), bos=True)
-        stops = (*template.stop, *((stop,) if isinstance(stop, str) else stop))
+        stops = (*template.stop, *((stop,) if isinstance(stop, str) else stop or ()))
         return self.generate_from(ids, max_tokens, sampling, stops, ignore_eos, end_ids(template, self.tokenizer))
 
     def generate_from(self, ids: Sequence[int], max_tokens: int, sampling: Sampling, stop: str | Iterable[str] = (),
                       ignore_eos: bool = False, ends: Iterable[int] = ()) -> TextStream:
         """As `generate`, of ids and complete settings. ends: ids that end the text, beside the tokenizer's."""
+        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < -1:
+            raise BestiaryError(f"max_tokens = {max_tokens!r}; it must be 0 or more, or -1 for as many as fit")
         ends = frozenset(self.tokenizer.ends) | frozenset(ends)
         request = Request(tuple(ids), max_tokens, sampling, frozenset() if ignore_eos else ends,
                           ends if ignore_eos else frozenset())
-        return TextStream(self, self.engine.submit(request), (stop,) if isinstance(stop, str) else tuple(stop))
+        return TextStream(self, self.engine.submit(request), (stop,) if isinstance(stop, str) else tuple(stop or ()))
 
     def close(self) -> None:
         """Frees the weights; the model is not used again."""
@@ -145,6 +149,14 @@ class Model:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+
+def whole_ids(ids: Sequence[int]) -> list[int]:
+    """The ids as Python's integers. Raises BestiaryError for anything else."""
+    try:
+        return [operator.index(i) for i in ids]
+    except TypeError:
+        raise BestiaryError(f"{str(ids)[:60]!r} is no text and no list of token ids") from None
 
 
 class TextStream(Iterator[str]):
@@ -242,14 +254,12 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     if type is not None:
         checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], requantize=True), host)
     made_for = int(checkpoint.config["max_position_embeddings"])
-    if context is not None and context < 1:
-        raise BestiaryError(f"context = {context}; it must be 1 or more")
+    for name, count in (("context", context), ("threads", threads), ("threads_prefill", threads_prefill),
+                        ("batch", batch), ("sequences", sequences)):
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= LARGEST):
+            raise BestiaryError(f"{name} = {count!r}; it must be an integer from 1 to {LARGEST}")
     if context is not None and context > made_for:
         log.warning("the model was made for a context of %d tokens; beyond them it may speak nonsense", made_for)
-    if threads is not None and threads < 1:
-        raise BestiaryError(f"threads = {threads}; it must be 1 or more")
-    if batch < 1:
-        raise BestiaryError(f"batch = {batch}; it must be 1 or more")
     context = context or made_for
     cache = "f32" if all(tensor.encoding == F32 for tensor in checkpoint.tensors.values()) else "f16"
     limits = Limits(context, sequences, min(batch, context * sequences), threads, threads_prefill,
@@ -269,12 +279,15 @@ def choose_backend(host: Host, name: str | None) -> Backend:
             raise BestiaryError(f"backend {name} does not run here: {reason}")
         return backend
     ranked = sorted(host.backends.values(), key=lambda backend: -backend.rank)
-    for better, backend in enumerate(ranked):
-        if backend.available() is None:
-            for missing in ranked[:better]:
-                log.warning("backend %s does not run here: %s; %s is used instead, which is slow", missing.name,
-                            missing.available(), backend.name)
+    reasons: list[tuple[str, str]] = []
+    for backend in ranked:
+        reason = backend.available()
+        if reason is None:
+            for missing, why in reasons:
+                log.warning("backend %s does not run here: %s; %s is used instead, which is slow", missing, why,
+                            backend.name)
             return backend
+        reasons.append((backend.name, reason))
     raise BestiaryError("no backend runs here")
 
 

@@ -6,7 +6,7 @@ import math
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +38,12 @@ class Sampling:
     samplers: tuple[str, ...] = CHAIN
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kinds = getattr(self, field.name), KINDS[str(field.type)]
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise BestiaryError(f"{field.name} = {value!r}; it must be {field.type}")
         checks = (("temperature", 0 <= self.temperature < math.inf, "0 or more"),
-                  ("top_k", self.top_k >= 0, "0 or more"),
+                  ("top_k", self.top_k >= -1, "0 or more, or -1"),
                   ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"), ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
                   ("repeat_penalty", 0 < self.repeat_penalty < math.inf, "above 0"),
                   ("frequency_penalty", math.isfinite(self.frequency_penalty), "a finite number"),
@@ -53,6 +57,10 @@ class Sampling:
             if name not in SAMPLERS:
                 raise BestiaryError(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}")
 
+
+KINDS: Mapping[str, tuple[type, ...]] = {
+    "float": (int, float), "int": (int,), "int | None": (int, type(None)), "tuple[str, ...]": (tuple,)}
+"""A field's type as it is written -> what its value may be."""
 
 # A sampler: logits (vocabulary,), the settings and the tokens so far -> logits; -inf takes a token out. The input may
 # be changed in place.

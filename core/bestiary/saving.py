@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -15,8 +16,11 @@ from bestiary.checkpoint import Checkpoint
 from bestiary.convert import convert, recipe_for, types
 from bestiary.encoding import F16
 from bestiary.errors import BestiaryError
+from bestiary.files import check_replaceable
 from bestiary.host import Host
 from bestiary.loader import Writer
+
+log = logging.getLogger("bestiary")
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], pure, requantize), host)
     if context is not None:
         checkpoint = checkpoint.having(config={**checkpoint.config, "max_position_embeddings": context})
+    if checkpoint.tokenizer.empty:
+        log.warning("%s has no tokenizer: what is written takes no text; --tokenizer FILE gives it one", source)
     target = Path(target)
     writer.save(checkpoint, target, host, force=force, progress=progress)
     return Saved(target, size_on_disk(target), types(checkpoint), time.perf_counter() - started)
@@ -98,9 +104,9 @@ def check_target(target: Path, source: Path, writer: Writer, force: bool) -> Non
     """What would go wrong at the end is said at the beginning."""
     if target.exists() and source.exists() and target.samefile(source):
         raise BestiaryError(f"{target} is the input itself; name another output")
-    if target.is_dir() and writer.suffix:
-        raise BestiaryError(f"{target} is a folder; name a file")
-    if target.exists() and not force and not (target.is_dir() and not any(target.iterdir())):
+    if writer.suffix:
+        check_replaceable(target, force)
+    elif target.exists() and not force and not (target.is_dir() and not any(target.iterdir())):
         raise BestiaryError(f"{target} exists already; --force replaces it")
     folder = target.absolute().parent
     if not folder.is_dir():

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,3 +195,47 @@ def test_an_option_of_bench_out_of_range_is_one_line(cli: Cli, model: Path, word
     result = cli("bench", "-m", model, *words)
     assert result.status == 1
     assert words[0] in result.err and result.err.count("\n") == 1
+
+
+def test_what_is_no_regular_file_is_never_replaced(cli: Cli, model: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    result = cli("quantize", model, tmp_path / "pipe", "q8_0", "--force")
+    assert result.status == 1 and "no regular file" in result.err and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_link_is_followed_and_stays_a_link(cli: Cli, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "old.gguf").write_bytes(b"old")
+    (tmp_path / "link.gguf").symlink_to(tmp_path / "there" / "old.gguf")
+    assert cli("quantize", model, tmp_path / "link.gguf", "q8_0").status == 1
+    assert cli("quantize", model, tmp_path / "link.gguf", "q8_0", "--force").status == 0
+    assert (tmp_path / "link.gguf").is_symlink() and (tmp_path / "there" / "old.gguf").read_bytes()[:4] == b"GGUF"
+
+
+@pytest.mark.parametrize("name", ["5", "6", "q4_2", "Q4_3"])
+def test_types_that_are_gone_are_told_from_unknown_ones(cli: Cli, model: Path, tmp_path: Path, name: str) -> None:
+    result = cli("quantize", model, tmp_path / "x.gguf", name)
+    assert result.status == 1 and "is gone" in result.err and result.err.count("\n") == 1
+
+
+def test_sizes_beyond_reason_are_one_line(cli: Cli, model: Path) -> None:
+    for words in (("-c", "100000000000"), ("-b", "100000000000")):
+        result = cli("run", "-m", model, "-p", "x", "-n", "1", *words)
+        assert result.status == 1 and result.err.startswith("bestiary: error: "), result.err
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">/dev/full"])
+def test_closed_and_full_streams_are_no_bug(model: Path, closed: str) -> None:
+    command = f"{sys.executable} -m bestiary run -m {model} -p Once -n 4 --temp 0 {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (1 if "full" in closed else 0), done.stderr
+
+
+def test_a_terminated_conversion_takes_back_what_is_half_done(model: Path, tmp_path: Path) -> None:
+    program = ("import os, signal, sys; from bestiary.cli.main import main; from bestiary.convert import Quantized\n"
+               "def read(*_): os.kill(os.getpid(), signal.SIGTERM); raise SystemExit(143)\n"
+               "Quantized.read = read\n"
+               f"sys.exit(main(['quantize', {str(model)!r}, {str(tmp_path / 'x.gguf')!r}, 'q8_0']))")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 143 and not list(tmp_path.iterdir())

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import bestiary
+
 from .conftest import Cli
 
 
@@ -115,3 +117,12 @@ def test_a_tokenizer_can_be_named(cli: Cli, stories: Path, tmp_path: Path) -> No
     assert "no tokenizer" in cli(*run, tmp_path / "without.gguf").err
     assert cli(*run, tmp_path / "with.gguf").status == 0
     assert cli(*run, tmp_path / "without.gguf", "--tokenizer", stories.parent / "tok512.bin").status == 0
+
+
+def test_a_checkpoint_without_a_tokenizer_converts_and_says_so(cli: Cli, stories: Path, tmp_path: Path) -> None:
+    (tmp_path / "alone.bin").write_bytes(stories.read_bytes())
+    result = cli("convert", tmp_path / "alone.bin", tmp_path / "x.gguf", "--outtype", "f32")
+    assert result.status == 0 and "has no tokenizer" in result.err
+    assert cli("run", "-m", tmp_path / "x.gguf", "-p", "x").status == 1
+    with bestiary.load(tmp_path / "x.gguf") as model:
+        assert model.logits([1, 2]).shape == (2, 512)

@@ -110,7 +110,7 @@ def test_rows_that_blocks_do_not_divide_stay_f16_and_are_named(signs: Host, capl
         made = convert(checkpoint(), graph(), recipe_for(Sign()), signs)
     assert encodings(made)["blk.0.ffn_down.weight"] == "f16"
     (record,) = caplog.records
-    assert "blk.0.ffn_down.weight (rows of 12), blk.1.ffn_down.weight (rows of 12)" in record.getMessage()
+    assert "2 tensors" in record.getMessage() and "blk.*.ffn_down.weight (rows of 12)" in record.getMessage()
     assert "\n" not in record.getMessage()
 
 
@@ -127,7 +127,7 @@ def test_the_output_matrix_keeps_its_better_type_even_where_it_is_the_embedding(
 
 def test_quantized_weights_are_quantized_again_only_by_leave(signs: Host) -> None:
     first = convert(checkpoint(), graph(), recipe_for(Sign(), pure=True), signs)
-    with pytest.raises(BestiaryError, match="token_embd.weight is signs already.*--allow-requantize"):
+    with pytest.raises(BestiaryError, match="already: token_embd.weight from signs to f32 and .*--allow-requantize"):
         convert(first, graph(), recipe_for(signs.quantizers["f32"]), signs)
     again = convert(first, graph(), recipe_for(signs.quantizers["f32"], requantize=True), signs)
     np.testing.assert_array_equal(again.tensors["output.weight"].array(), first.tensors["output.weight"].array())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -303,3 +304,11 @@ def test_first_and_last_token_are_timed(build: Any) -> None:
     assert generation.first_token is not None
     assert generation.last_token is not None
     assert generation.started <= generation.first_token <= generation.last_token
+
+
+def test_threads_that_share_an_engine_get_what_they_get_alone(build: Any) -> None:
+    prompts = [[1 + i, 2, 3] for i in range(8)]
+    alone = [generate(build(), request(ids, 12)) for ids in prompts]
+    engine = build(sequences=3)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda ids: generate(engine, request(ids, 12)), prompts)) == alone

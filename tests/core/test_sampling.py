@@ -169,11 +169,12 @@ def test_a_vocabulary_that_is_wholly_banned_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("temperature", -0.1), ("temperature", math.nan), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1), ("min_p", -0.1),
+    ("temperature", -0.1), ("temperature", math.nan), ("top_k", -2), ("top_k", 1.5),
+    ("seed", "x"), ("temperature", None), ("top_p", 0.0), ("top_p", 1.1), ("min_p", -0.1),
     ("min_p", 1.1), ("repeat_penalty", 0.0), ("repeat_penalty", -1.0), ("repeat_last_n", -2), ("temperature", math.inf),
     ("frequency_penalty", math.nan), ("presence_penalty", math.inf), ("repeat_penalty", math.inf), ("seed", -1)])
-def test_settings_out_of_range_are_refused_by_name_and_value(name: str, value: float) -> None:
-    with pytest.raises(BestiaryError, match=f"{name} = {value}"):
+def test_settings_out_of_range_are_refused_by_name_and_value(name: str, value: object) -> None:
+    with pytest.raises(BestiaryError, match=f"{name} = {value!r}"):
         Sampling(**{name: value})  # type: ignore[arg-type]
 
 

@@ -18,7 +18,8 @@ def bench(
         "-p", "--n-prompt", metavar="N,...", help="Tokens of the prompts; 0 for none.")] = "512",
     predict: Annotated[str, typer.Option(
         "-n", "--n-gen", metavar="N,...", help="Tokens to generate; 0 for none.")] = "64",
-    threads: Annotated[str | None, typer.Option("-t", "--threads", metavar="N,...", help="Threads.")] = None,
+    threads: Annotated[str | None, typer.Option(
+        "-t", "--threads", metavar="N,...", help="Threads; by default what the machine allows.")] = None,
     repeats: Annotated[int, typer.Option("-r", "--repetitions", metavar="N", help="Runs of each.")] = 3,
     depth: Annotated[str, typer.Option(
         "-d", "--n-depth", metavar="N,...", help="Tokens that are in the context before.")] = "0",

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bestiary.cli import options, terminal
+from bestiary.errors import BestiaryError
 
 SHOWN = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
          "head_dim", "vocab_size", "max_position_embeddings", "rope_theta", "rope_scaling", "sliding_window",
@@ -28,6 +29,8 @@ def inspect(
     """Say what a checkpoint is, and what it lacks."""
     from bestiary import inspection
 
+    if path is not None and model is not None:
+        raise BestiaryError("two checkpoints: FILE and -m")
     host = options.host_of(context)
     facts = inspection.inspect(options.model_path(host, path or model), host, loader, architecture)
     print(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else text(facts, tensors))
@@ -65,4 +68,5 @@ def tokenizer_line(tokenizer: dict[str, Any] | None) -> str:
         return "none"
     source = ", ".join(tokenizer["files"]) or f"{tokenizer['algorithm']} vocabulary"
     ends = ", ".join(map(str, tokenizer["ends"])) or "none"
-    return f"{source}; {tokenizer['size']} pieces, bos {tokenizer['bos']}, ends {ends}"
+    bos = "none" if tokenizer["bos"] is None else tokenizer["bos"]
+    return f"{source}; {tokenizer['size']} pieces, bos {bos}, ends {ends}"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import errno
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,22 +40,44 @@ SETTINGS: dict[str, Any] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if argv is None else argv)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed; what is said goes nowhere
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it lives as long as the process
+    with contextlib.suppress(ValueError):  # in another thread than the first
+        signal.signal(signal.SIGTERM, _terminated)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows "?"
             stream.reconfigure(errors="replace")
     with _log_to_stderr():
         try:
-            return _run(given)
+            status = _run(given)
+            sys.stdout.flush()
+            return status
         except BestiaryError as error:
             return _fail(str(error), 1)
+        except MemoryError:
+            return _fail("out of memory: a smaller type, context or model needs less", 1)
         except KeyboardInterrupt:
             return 130
         except BrokenPipeError:
-            # Whoever read our output has gone. What is still buffered goes nowhere, so that the interpreter's last
-            # flush does not complain.
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Whoever read our output has gone.
+            _forget_output()
             return 1
+        except OSError as error:
+            if error.errno != errno.ENOSPC or error.filename is not None:
+                raise
+            _forget_output()
+            return _fail(f"cannot write the output: {error.strerror}", 1)
+
+
+def _forget_output() -> None:
+    """What is still buffered goes nowhere, so that the interpreter's last flush does not complain."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)  # unlike the default it lets everyone take back what is half done
 
 
 def _run(argv: list[str]) -> int:
@@ -81,7 +105,7 @@ def _run(argv: list[str]) -> int:
         if message is None:
             raise
         where = getattr(error, "ctx", None)
-        path = where.command_path if where else " ".join(["bestiary", *argv[:1]])
+        path = where.command_path if where else "bestiary"
         return _fail(f"{' '.join(message().split())} (see `{path} --help`)", 2)
     return 0
 

@@ -22,7 +22,8 @@ MODEL = "demo"
 Model = Annotated[Path | None, typer.Option(
     "-m", "--model", metavar="PATH", help="Checkpoint, of any known format; without it a small one for trying out.")]
 Type = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Quantize to this type while loading.")]
-Threads = Annotated[int | None, typer.Option("-t", "--threads", metavar="N", help="Threads.")]
+Threads = Annotated[int | None, typer.Option(
+    "-t", "--threads", metavar="N", help="Threads; by default what the machine allows.")]
 Context = Annotated[int | None, typer.Option(
     "-c", "--ctx-size", "--context", metavar="N", help="Tokens the context holds; 0 for what the model was made for.")]
 BatchSize = Annotated[int, typer.Option(

@@ -99,7 +99,7 @@ def run(
     read: Callable[[str], str] = unescape if escape else str
     start = read(prompt_of(host, prompt, file))
     interactive = interactive or interactive_first or instruct
-    reverse = [read(text) for text in reverse or ()]
+    reverse = [read(text) for text in reverse or () if text]
     if predict < -2:
         raise BestiaryError(f"-n {predict}; a number of tokens, -1 or -2 is wanted")
     sampling = Sampling(
@@ -141,6 +141,9 @@ def run(
 
 def speak(session: Session, start: str, turns: Turns | None, show: bool) -> None:
     """The prompt and what the model makes of it; then, with `turns`, the conversation."""
+    if turns is not None:
+        print("Enter hands over to the model, a line's end of \\ continues it; Ctrl-C interrupts, Ctrl-D ends.",
+              file=sys.stderr)
     if start or turns is None:
         session.give(start)
     if show:
@@ -151,8 +154,6 @@ def speak(session: Session, start: str, turns: Turns | None, show: bool) -> None
         finally:
             session.show("\n")
     else:
-        print("Enter hands over to the model, a line's end of \\ continues it; Ctrl-C interrupts, Ctrl-D ends.",
-              file=sys.stderr)
         reason = session.converse(turns, reader())
     if reason == "context":
         log.warning("the context of %d tokens is full; -c N makes it larger", session.model.plan.limits.context)

@@ -143,7 +143,7 @@ def write_material(material: TokenizerMaterial, config: Mapping[str, Any], rows:
     rows: of the embedding; the vocabulary is padded to them. pre_tokenizers, rank_lists: as families know them.
     Raises BestiaryError where there are more pieces than rows.
     """
-    keys: dict[str, tuple[str, Any]] = {}
+    keys: dict[str, tuple[str, Any]] = {"tokenizer.ggml.model": ("str", NO_TOKENIZER[1])}
     material = with_vocabulary(material, rank_lists)
     vocabulary = arrays_of(material, pre_tokenizers)
     if vocabulary is not None:

@@ -28,6 +28,8 @@ class QuantizerQ4_0(Quantizer):
 
     name, encoding, aliases = "q4_0", Q4_0, ("2",)
     keeps = (("output.weight", "q8_0"),)
+    retired = {name: f"it was q4_{kind} in spring 2023 and is gone; q4_0 has its size" for name, kind in (
+        ("5", 2), ("q4_2", 2), ("6", 3), ("q4_3", 3))}
 
     def quantize(self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
         # The scale follows from the block's largest weight alone: importance has no say.
