@@ -122,6 +122,77 @@ class Parity:
         assert {way: value for way, value in found.items() if value > bound} == {}
 
 
+def resaved(path: Path, form: str, folder: Path) -> Path:
+    """A saved model, its weights written by torch.save. form: "bin", "bin in shards", "old bin" (as before torch 1.6),
+    "meta" or "meta in shards"."""
+    import torch
+    from safetensors.torch import load_file
+
+    weights = {name: tensor for file in sorted(path.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    config = json.loads((path / "config.json").read_text())
+    folder.mkdir()
+    if form.startswith("meta"):
+        ranks, params = meta_shards(weights, config, 1 if form == "meta" else None)
+        (folder / "params.json").write_text(json.dumps(params))
+        for rank, shard in enumerate(ranks):
+            torch.save(shard, folder / f"consolidated.{rank:02d}.pth")
+        return folder
+    (folder / "config.json").write_text(json.dumps(config))
+    if form == "bin in shards":
+        names, places = list(weights), dict[str, str]()
+        for i in range(3):
+            file = f"pytorch_model-{i + 1:05d}-of-00003.bin"
+            torch.save({name: weights[name] for name in names[i::3]}, folder / file)
+            places |= dict.fromkeys(names[i::3], file)
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    else:
+        module = torch.nn.ParameterDict({name.replace(".", "-"): tensor for name, tensor in weights.items()})
+        saved = module.state_dict()  # an OrderedDict with _metadata
+        for name in list(saved):
+            saved[name.replace("-", ".")] = saved.pop(name)
+        torch.save(saved, folder / "pytorch_model.bin", _use_new_zipfile_serialization=form != "old bin")
+    return folder
+
+
+def meta_shards(weights: Mapping[str, Any], config: Mapping[str, Any], count: int | None,
+                ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """As Meta saves LLaMA: rotated pairs beside one another, divided among the ranks. count: None for the fewest that
+    share the heads evenly."""
+    import torch
+
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    width, rope = config["hidden_size"], config["rope_parameters"]
+    count = count or next(n for n in range(2, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0))
+    rows, columns, copies, keys = "rows", "columns", "copies", "keys"
+    names = {"model.embed_tokens": ("tok_embeddings", rows if rope["rope_theta"] == 500000 else columns),
+             "model.norm": ("norm", copies), "lm_head": ("output", rows),
+             "self_attn.q_proj": ("attention.wq", rows), "self_attn.k_proj": ("attention.wk", keys),
+             "self_attn.v_proj": ("attention.wv", keys), "self_attn.o_proj": ("attention.wo", columns),
+             "mlp.gate_proj": ("feed_forward.w1", rows), "mlp.down_proj": ("feed_forward.w2", columns),
+             "mlp.up_proj": ("feed_forward.w3", rows), "input_layernorm": ("attention_norm", copies),
+             "post_attention_layernorm": ("ffn_norm", copies)}
+    shards: list[dict[str, Any]] = [{"rope.freqs": torch.ones(width // heads // 2)} for _ in range(count)]
+    for name, tensor in {"lm_head.weight": weights["model.embed_tokens.weight"], **weights}.items():
+        layer = ".".join(name.split(".")[1:3]) + "." if ".layers." in name else ""
+        ours, how = names[name.removeprefix("model." + layer if layer else "").removesuffix(".weight")]
+        if ours in ("attention.wq", "attention.wk"):
+            tensor = tensor.view(-1, 2, width // heads // 2, width).transpose(1, 2).reshape(tensor.shape)
+        if how == copies:
+            parts = [tensor] * count
+        elif how == keys and kv_heads < count:
+            parts = [part for part in tensor.tensor_split(kv_heads) for _ in range(count // kv_heads)]
+        else:
+            parts = tensor.tensor_split(count, dim=int(how == columns))
+        for shard, part in zip(shards, parts, strict=True):
+            shard[layer + ours + ".weight"] = part.contiguous().clone()
+    params = {"dim": width, "n_layers": config["num_hidden_layers"], "n_heads": heads, "n_kv_heads": kv_heads,
+              "norm_eps": config["rms_norm_eps"], "vocab_size": -1, "multiple_of": 256,
+              "rope_theta": rope["rope_theta"]}
+    if rope["rope_type"] == "llama3":
+        params |= {"use_scaled_rope": True, "rope_scaling_factor": rope["factor"]}
+    return shards, params
+
+
 def prefill(model: Model, reference: Reference) -> float:
     return reference.difference(model.logits(reference.ids.tolist()))
 
@@ -164,6 +235,12 @@ def parity(tmp_path_factory: pytest.TempPathFactory, host: Host, pytestconfig: p
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield request.param
+
+
+@pytest.fixture
+def saved_again() -> Callable[[Path, str, Path], Path]:
+    """A function: a saved model, the form its weights shall have, and a new folder -> that folder."""
+    return resaved
 
 
 @pytest.fixture

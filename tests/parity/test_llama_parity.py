@@ -40,6 +40,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rope llama3, long": {"rope_parameters": {**LLAMA3, "rope_theta": 500000.0, "original_max_position_embeddings": 24},
                           "head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1,
                           "tie_word_embeddings": True},
+    "rope of llama 3.1": {"num_key_value_heads": 2, "rope_parameters": {
+        **LLAMA3, "rope_theta": 500000.0, "original_max_position_embeddings": 8192}},
     "rope theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
     "rope theta below 1": {"rope_parameters": {"rope_type": "default", "rope_theta": 0.5}},
     "another epsilon": {"rms_norm_eps": 0.3},
@@ -77,6 +79,23 @@ def test_shards_are_one_model(parity: Parity, variant: str, backend: str) -> Non
     reference = made(parity, variant, max_shard_size="200KB")
     assert len(list(reference.path.glob("model-*.safetensors"))) > 2
     parity.check(f"{variant}, in shards", reference, backend)
+
+
+NOT_METAS = ("bias", "head_dim", "rope linear", "rope llama3")
+"""What params.json has no words for."""
+FORMS = [(variant, form) for variant in VARIANTS
+         for form in ("bin", "bin in shards", "old bin", "meta", "meta in shards")
+         if not form.startswith("meta") or not any(word in variant for word in NOT_METAS)]
+
+
+@pytest.mark.parametrize(("variant", "form"), FORMS)
+def test_every_form_of_the_weights_is_the_same_model(parity: Parity, variant: str, form: str, backend: str,
+                                                     tmp_path: Path, saved_again: Callable[[Path, str, Path], Path]
+                                                     ) -> None:
+    """Written by torch, read without it."""
+    reference = made(parity, variant)
+    path = saved_again(reference.path, form, tmp_path / "x")
+    parity.check(f"{variant}, {form}", reference, backend, path=path, context=128)
 
 
 # The reference computes with the rounded weights in f32; kernels may round the activations to the weights' type.
