@@ -40,7 +40,7 @@ CASES = (  # model, its type, the cache's type, text, characters of it, context
     ("stories260K", "q8_0", "f16", "shakespeare", 60000, 512),
     ("demo", "f16", "f16", "held back", None, 256),
     ("demo", "q8_0", "f16", "held back", None, 256),
-    ("demo", "q4_0", "f16", "held back", None, 256),
+    *(("demo", kind, "f16", "held back", None, 256) for kind in ("q5_1", "q5_0", "q4_1", "q4_0")),
     ("demo", "f16", "f16", "held back", None, 512),
     ("demo", "f16", "f16", "shakespeare", 12000, 512),
 )

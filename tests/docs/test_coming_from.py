@@ -68,8 +68,7 @@ def rows() -> list[Row]:
         if line.startswith("## "):
             section = line[3:]
         elif line.startswith("| ") and not line.startswith("| theirs"):
-            theirs, ours, gives = (cell.strip() for cell in line.strip("|").split(" | ")) if line.count(" | ") == 2 \
-                else (*(cell.strip() for cell in line.strip("| ").split(" | ")), "")
+            theirs, ours, gives = (cell.strip() for cell in line[1:-1].split(" | "))
             found.append(Row(section, theirs.strip("`"), ours.strip("`"), gives))
     return found
 

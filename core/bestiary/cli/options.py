@@ -148,13 +148,14 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def text_of(file: Path) -> str:
-    """The text of a file; - is stdin."""
+def text_of(file: Path, as_it_is: bool = False) -> str:
+    """The text of a file; - is stdin. Ends of lines become those of Unix, unless it is to stay as it is."""
     try:
         data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     except OSError as error:
         raise BestiaryError(f"cannot read {file}: {error.strerror}") from None
     try:
-        return data.decode("utf-8").replace("\r\n", "\n")
+        text = data.decode("utf-8")
+        return text if as_it_is else text.replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise BestiaryError(f"{file} is no UTF-8 text: byte {error.start} is {data[error.start]:#04x}") from None

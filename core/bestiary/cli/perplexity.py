@@ -46,7 +46,7 @@ def perplexity(
     host = options.host_of(context)
     if (file is None) == (prompt is None):
         raise BestiaryError("one text is wanted: -f FILE or -p TEXT")
-    text = options.text_of(file).removesuffix("\n") if file is not None else options.clean(prompt or "")
+    text = options.text_of(file, as_it_is=True).removesuffix("\n") if file is not None else options.clean(prompt or "")
     if chunks < -1 or chunks == 0:
         raise BestiaryError(f"--chunks {chunks}; a number of chunks or -1 is wanted")
     options.no_gpu(gpu)
