@@ -384,12 +384,12 @@ def _metered(function: Any, work: int = 1) -> Callable[..., Any]:
     return call
 
 
-def _as_method(name: str) -> Callable[..., Any]:
-    """A filter of a text that is also a method of it."""
+def _as_method(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter of a text from a method of it."""
     @pass_context
     def call(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
         sandbox = _sandbox(context)
-        return sandbox.meter.made(METHODS[name](sandbox, sandbox.meter.shown(value), *args, **kwargs))
+        return sandbox.meter.made(method(sandbox, sandbox.meter.shown(value), *args, **kwargs))
 
     return call
 
@@ -454,8 +454,9 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
         "abs", "count", "d", "default", "first", "float", "int", "items", "last", "length", "list", "map", "max",
         "min", "reject", "rejectattr", "reverse", "select", "selectattr")},
     **{name: _metered(filters.FILTERS[name], 20) for name in ("dictsort", "groupby", "sort", "unique")},
-    **{name: _as_method(name) for name in ("capitalize", "center", "lower", "replace", "title", "upper")},
-    "trim": _as_method("strip"), "string": _shown, "safe": _shown, "join": _join_filter, "indent": _indent,
+    **{name: _as_method(METHODS[name]) for name in ("capitalize", "center", "lower", "replace", "upper")},
+    "trim": _as_method(METHODS["strip"]), "title": _as_method(_reading(marked_text.cased(filters.FILTERS["title"]))),
+    "string": _shown, "safe": _shown, "join": _join_filter, "indent": _indent,
     "tojson": _tojson, "format": _format, "sum": _sum, "round": _round,
 }
 

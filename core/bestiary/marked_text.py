@@ -113,7 +113,8 @@ def replace(text: str, old: str, new: str, count: int = -1) -> str:
     return joined(split(text, old, count), new)
 
 
-def _cased(change: Any) -> Any:
+def cased(change: Any) -> Any:
+    """A change of letters that nearly always keeps their number."""
     def changed(text: str) -> str:
         made: str = change(text)
         marks = marks_of(text)
@@ -122,5 +123,5 @@ def _cased(change: Any) -> Any:
     return changed
 
 
-upper, lower, capitalize, title, swapcase = map(_cased, (
+upper, lower, capitalize, title, swapcase = map(cased, (
     str.upper, str.lower, str.capitalize, str.title, str.swapcase))
