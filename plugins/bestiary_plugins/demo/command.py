@@ -59,7 +59,7 @@ def demo(
 def _tell(small: Model, prompt: dict[str, str], seed: int) -> None:
     text = prompt["prompt"]
     print(f"\n> {text}" if prompt["kind"] == "question" else f"\n{text}", end="", flush=True)
-    pieces = small.generate(text, max_tokens=160 if prompt["kind"] == "story" else 48, temperature=0.7, seed=seed,
+    pieces = small.generate(text, max_tokens=400 if prompt["kind"] == "story" else 48, temperature=0.7, seed=seed,
                             stop="\n\n")
     for piece in pieces:
         print(piece, end="", flush=True)
