@@ -1,4 +1,5 @@
 """Chat templates as checkpoints carry them, and conversations to render with them."""
+# ruff: noqa: E501 - as they stand in the files
 
 TEMPLATES = {
     "chatml": "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
