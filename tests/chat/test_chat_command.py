@@ -51,11 +51,12 @@ def test_a_terminal_shows_a_marker_and_ctrl_d_ends() -> None:
 
 
 def test_ctrl_c_interrupts_an_answer_only() -> None:
-    child = pexpect.spawn(BESTIARY[0], [*BESTIARY[1:], "chat", "--temp", "1", "--ignore-eos", "-c", "200000",
+    child = pexpect.spawn(BESTIARY[0], [*BESTIARY[1:], "chat", "--temp", "1", "-s", "1", "--ignore-eos", "-c", "200000",
                                         "--backend", "numpy"], encoding="utf-8", timeout=60)
     child.expect("> ")
     child.sendline("Tell me a story")
-    child.expect("story\r\n[^\r\n]*[a-z]{2}")  # the echo, then some of the answer
+    child.expect("Tell me a story")  # the echo, then some of the answer
+    child.expect("[a-z]{3}")
     child.sendintr()
     child.expect("> ")
     child.sendline("/exit")
