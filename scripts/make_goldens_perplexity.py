@@ -12,6 +12,7 @@ chunk of n tokens the losses of those after the first n/2 + 1.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import platform
@@ -97,7 +98,9 @@ def main() -> None:
                           "context": context, **perplexity(file, text_of(text, characters, data), context, cache)})
             print(found[-1])
     lines = ",\n".join("  " + json.dumps(golden) for golden in found)
+    weights = {"stories260K": sources["stories260K"], "demo": sources["demo"] / "model.safetensors"}
     facts = {"made_by": "scripts/make_goldens_perplexity.py",
+             "sha256": {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in weights.items()},
              "versions": {"llama_cpp_python": llama_cpp.__version__, "python": platform.python_version(),
                           "bestiary": bestiary.__version__},
              "settings": "two threads, no flash attention; a chunk is one batch"}

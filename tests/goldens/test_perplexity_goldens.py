@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from bestiary.saving import save_as
 from bestiary_plugins.demo.command import HERE, model
 
 # Made by scripts/make_goldens_perplexity.py.
-GOLDENS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "perplexity.json").read_text())["perplexities"]
+MADE: dict[str, Any] = json.loads((Path(__file__).parent / "perplexity.json").read_text())
+GOLDENS: list[dict[str, Any]] = MADE["perplexities"]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,11 @@ def texts(data: Path) -> dict[str, str]:
     return {"stories": said[said.index("Once upon a time"):].partition("\n```")[0],
             "held back": (HERE / "held_back.txt").read_text("utf-8"),
             "shakespeare": (data / "texts/tinyshakespeare.txt").read_text("utf-8")}
+
+
+def test_the_goldens_are_of_the_model_that_is_shipped() -> None:
+    weights = (model() / "model.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() == MADE["sha256"]["demo"], f"run {MADE['made_by']} again"
 
 
 @pytest.mark.parametrize("golden", GOLDENS, ids=lambda golden: "-".join(
