@@ -41,7 +41,7 @@ AS_GUIDES_HAVE_THEM = (
 )
 SAID = {"text": r"\S+ \S+", "the same figure": r"Final estimate: PPL = \d+\.\d+ \+/- \d",
         "tokens a second": r"decode +16 ", "instructions and answers": r"> .*### Response:",
-        "ids and pieces": r"502  '▁On'",
+        "ids and pieces": r"\d  '▁\w+'",
         "the config and every tensor": r"hidden_size.*norm\.weight"}
 """What must be in the output of a row that gives this, where that is more than something."""
 JSON = ("the same as JSON", "a list of ids", "all metadata and tensors")
