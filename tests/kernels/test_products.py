@@ -45,6 +45,10 @@ def _toys() -> Iterator[Encoding]:
     yield encoding("4 + 1 bits", 32, 22, Layout(
         (Bits(4, tuple(48 + 8 * (i % 16) + 4 * (i // 16) for i in range(32)), 176), Bits(1, _run(16, 1, 32), 176)), 32,
         f16(0, 22), offset=16))
+    yield encoding("5 bits in order, groups of 16 with a minimum", 16, 14, Layout(
+        (Bits(5, _run(32, 5, 16), 112),), 16, f16(0, 14), minimum=f16(16, 14), minimum_sign=-1))
+    yield encoding("signed 5 bits, groups of 64", 64, 42, Layout(
+        (Bits(5, _run(16, 5, 64), 336),), 64, f16(0, 42), signed=True))
     yield encoding("3 bits across bytes", 32, 14, Layout((Bits(3, _run(16, 3, 32), 112),), 32, f16(0, 14), offset=3))
     yield encoding("signed 4 bits", 32, 18, Layout((Bits(4, _run(16, 4, 32), 144),), 32, f16(0, 18), signed=True))
     yield encoding("2 bits, groups of 64", 64, 18, Layout((Bits(2, _run(16, 2, 64), 144),), 64, f16(0, 18), offset=1))
