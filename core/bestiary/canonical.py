@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Any
 
 from bestiary.architecture import Architecture, Rule
 from bestiary.checkpoint import CANONICAL, Checkpoint
@@ -21,8 +22,10 @@ def to_canonical(checkpoint: Checkpoint, architecture: Architecture) -> tuple[Ch
     tensors = rename(checkpoint, architecture)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     config = architecture.normalise(checkpoint.config, shapes)
+    check_layers(checkpoint, config, len(tensors))
     graph = architecture.graph(config, config["max_position_embeddings"])
-    tensors = {**architecture.derived(config), **tensors}
+    check_shapes(checkpoint, graph, tensors)
+    tensors = {**architecture.derived(config), **tensors}  # only now: its sizes are the config's
     missing = [name for name in graph.weights if name not in tensors]
     if missing:
         raise BestiaryError(f"{checkpoint.path}: {listed(missing)} missing from the checkpoint")
@@ -30,13 +33,26 @@ def to_canonical(checkpoint: Checkpoint, architecture: Architecture) -> tuple[Ch
     if unknown:
         raise BestiaryError(f"{checkpoint.path}: {architecture.name} has no use for {listed(unknown)}; "
                             "to drop what is not understood would be silent damage")
-    for name, shape in graph.weights.items():
-        if tensors[name].shape != shape:
-            raise BestiaryError(f"{checkpoint.path}: tensor {name} has shape {list(tensors[name].shape)}; "
-                                f"the config asks for {list(shape)}")
+    check_shapes(checkpoint, graph, tensors)
     kept = {name: tensors[name] for name in graph.weights}
     again = partial(_again, architecture)
     return checkpoint.having(naming=CANONICAL, config=config, tensors=kept, source=(again, (checkpoint,))), graph
+
+
+def check_layers(checkpoint: Checkpoint, config: Mapping[str, Any], tensors: int) -> None:
+    """Raises BestiaryError where there are fewer tensors than layers: a graph of them would be traced for nothing."""
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > tensors:
+        raise BestiaryError(f"{checkpoint.path}: num_hidden_layers = {layers} in the config, and only {tensors} tensors "
+                            "in the checkpoint; most are missing")
+
+
+def check_shapes(checkpoint: Checkpoint, graph: Graph, tensors: Mapping[str, Tensor]) -> None:
+    """Raises BestiaryError where a tensor has another shape than the graph declares."""
+    for name, shape in graph.weights.items():
+        if name in tensors and tensors[name].shape != shape:
+            raise BestiaryError(f"{checkpoint.path}: tensor {name} has shape {list(tensors[name].shape)}; "
+                                f"the config asks for {list(shape)}")
 
 
 def _again(architecture: Architecture, checkpoint: Checkpoint) -> Checkpoint:

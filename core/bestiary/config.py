@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, short
 
 Config = Mapping[str, Any]
 LARGEST = 1 << 31
@@ -21,7 +21,7 @@ def whole(config: Config, key: str, default: int | None = None, low: int = 1, hi
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise BestiaryError(f"{key} = {value!r} in the config; it must be an integer from {low} to {high}")
+        raise BestiaryError(f"{key} = {short(value)} in the config; it must be an integer from {low} to {high}")
     return value
 
 
@@ -33,7 +33,7 @@ def real(config: Config, key: str, default: float | None = None, low: float = 0.
     if value is None:
         raise BestiaryError(f"the config has no {key}")
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high:
-        raise BestiaryError(f"{key} = {value!r} in the config; it must be a number above {low:g}")
+        raise BestiaryError(f"{key} = {short(value)} in the config; it must be a number above {low:g}")
     return float(value)
 
 
@@ -43,7 +43,7 @@ def flag(config: Config, key: str, default: bool = False) -> bool:
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise BestiaryError(f"{key} = {value!r} in the config; it must be true or false")
+        raise BestiaryError(f"{key} = {short(value)} in the config; it must be true or false")
     return value
 
 
@@ -53,7 +53,7 @@ def one_of(config: Config, key: str, known: Collection[str], default: str) -> st
     if value is None:
         value = default
     if not isinstance(value, str) or value not in known:
-        raise BestiaryError(f"{key} = {value!r} is not implemented; known: {', '.join(sorted(known))}")
+        raise BestiaryError(f"{key} = {short(value)} is not implemented; known: {', '.join(sorted(known))}")
     return value
 
 
@@ -63,5 +63,5 @@ def section(config: Config, key: str) -> Config:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise BestiaryError(f"{key} = {value!r} in the config; it must be an object")
+        raise BestiaryError(f"{key} = {short(value)} in the config; it must be an object")
     return value

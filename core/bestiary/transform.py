@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,14 +171,44 @@ class Permute(Transform):
         order = np.asarray(self.order, np.int64)
         if not np.array_equal(np.sort(order), np.arange(len(order))):
             raise BestiaryError(f"an order of {len(order)} rows that is no permutation of them")
-        for source in sources:
-            if (source.rows if len(source.shape) > 1 else source.columns) != len(order):
-                raise BestiaryError(f"{len(order)} rows cannot be permuted in a tensor of shape {source.shape}")
-        return [(_Permuted if len(source.shape) > 1 else _PermutedEntries)(source, order) for source in sources]
+        check_rows(sources, len(order))
+        return permuted(sources, order)
 
     @property
     def inverse(self) -> Permute:
         return Permute(tuple(np.argsort(np.asarray(self.order, np.int64)).tolist()))
+
+
+def check_rows(sources: Sequence[Tensor], count: int) -> None:
+    """Raises BestiaryError unless each tensor has that many rows; the entries of a vector count as rows."""
+    for source in sources:
+        if (source.rows if len(source.shape) > 1 else source.columns) != count:
+            raise BestiaryError(f"{count} rows cannot be permuted in a tensor of shape {source.shape}")
+
+
+def permuted(sources: Sequence[Tensor], order: NDArray[np.int64]) -> list[Tensor]:
+    return [(_Permuted if len(source.shape) > 1 else _PermutedEntries)(source, order) for source in sources]
+
+
+@dataclass(frozen=True)
+class Regroup(Transform):
+    """The rows of each tensor, numbered as the entries of an array of `shape`, in the order they have once its axes are
+    `axes`; the entries of a vector count as rows. A permutation that costs nothing before it is known to fit, since
+    the shape comes from a config, which may ask for 2^31 heads."""
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    def apply(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
+        if sorted(self.axes) != list(range(len(self.shape))):
+            raise BestiaryError(f"axes {self.axes} of an array of {len(self.shape)}")
+        check_rows(sources, prod(self.shape))
+        return permuted(sources, np.arange(prod(self.shape)).reshape(self.shape).transpose(self.axes).ravel())
+
+    @property
+    def inverse(self) -> Regroup:
+        return Regroup(tuple(self.shape[axis] for axis in self.axes),
+                       tuple(self.axes.index(axis) for axis in range(len(self.axes))))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,12 @@ REFUSED: dict[str, dict[str, Any]] = {
     "hidden_act = 'gelu'": {"hidden_act": "gelu"},
     "hidden_size = 0": {"hidden_size": 0},
     "hidden_size = '96'": {"hidden_size": "96"},
+    "hidden_size = 2147483648": {"hidden_size": 1 << 31},
+    "intermediate_size = 2147483648": {"intermediate_size": 1 << 31},
+    "vocab_size = 2147483648": {"vocab_size": 1 << 31},
+    "head_dim = 2147483648": {"head_dim": 1 << 31},
+    "num_key_value_heads = 2147483648": {"num_key_value_heads": 1 << 31},
+    "num_key_value_heads = 4 in the config; it must divide": {"num_key_value_heads": 4},
     "num_attention_heads = -6": {"num_attention_heads": -6},
     "num_hidden_layers = 1000000000": {"num_hidden_layers": 10 ** 9},
     "rms_norm_eps = 0": {"rms_norm_eps": 0},
@@ -115,6 +122,21 @@ REFUSED: dict[str, dict[str, Any]] = {
     "high_freq_factor = 4.0 in the config; it must be a number above 4": {
         "rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}},
 }
+
+
+def test_no_number_of_a_config_takes_memory_or_time_before_the_tensors_are_compared(tmp_path: Path) -> None:
+    names = [rule.sources.format(i) for rule in HUGGINGFACE if isinstance(rule.sources, str) for i in (0, 1)]
+    tensors: dict[str, Tensor] = {name: ArrayTensor(np.zeros((4, 4), np.float32)) for name in names}
+    keys = [key for key, value in config().items() if isinstance(value, int)]
+    scaling = {**LLAMA3, "factor": 2.0}
+    started = time.monotonic()
+    for key in (*keys, "head_dim"):
+        for value in (9999, 1 << 16, (1 << 24) - 1, (1 << 31) - 1, 1 << 31, 1 << 32, 1e9):
+            given = Checkpoint(tmp_path, config(rope_scaling=scaling, **{key: value}), tensors, "huggingface",
+                               TokenizerMaterial())
+            with pytest.raises(BestiaryError):
+                to_canonical(given, Llama())
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("words", REFUSED)

@@ -247,3 +247,30 @@ def test_an_overlay_replaces_tensors_before_they_are_renamed_and_pickles() -> No
 def test_a_checkpoint_made_in_memory_says_that_it_does_not_pickle() -> None:
     with pytest.raises(TypeError, match="made in memory"):
         pickle.dumps(wild(1).having(metadata={"name": "x"}))
+
+
+class Layered(Toy):
+    """Says its layers under the name that most do, and must not be asked for a graph of too many."""
+
+    def normalise(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        return {**super().normalise(config, shapes), "num_hidden_layers": 10_000}
+
+    def graph(self, config: Mapping[str, Any], context: int) -> Graph:
+        raise AssertionError("traced")
+
+
+def test_more_layers_than_tensors_are_refused_before_the_graph_is_traced() -> None:
+    with pytest.raises(BestiaryError, match="num_hidden_layers = 10000 in the config, and only .* tensors"):
+        to_canonical(wild(), Layered())
+
+
+class Deriving(Toy):
+    def derived(self, config: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        raise AssertionError("derived")
+
+
+def test_nothing_is_derived_from_a_config_that_the_tensors_contradict() -> None:
+    bad = wild()
+    tensors = {**bad.tensors, "layer.0.router": ArrayTensor(np.zeros((EXPERTS, 3), np.float32))}
+    with pytest.raises(BestiaryError, match="router.weight has shape"):
+        to_canonical(again(tensors, 11), Deriving())

@@ -21,6 +21,7 @@ from bestiary.transform import (
     Join,
     JoinColumns,
     Permute,
+    Regroup,
     Split,
     SplitColumns,
     Stack,
@@ -75,6 +76,9 @@ CASES = {
     "permute several": Case(Permute((2, 0, 1)), ((3, 4), (3, 8)), ((3, 4), (3, 8))),
     "permute a vector": Case(Permute((2, 0, 3, 1)), ((4,),), ((4,),), PLAIN_ONLY),
     "permute in a stack's rows": Case(Permute((5, 4, 3, 2, 1, 0)), ((2, 3, 4),), ((2, 3, 4),)),
+    "regroup": Case(Regroup((2, 3, 2), (0, 2, 1)), ((12, 8), (12, 4)), ((12, 8), (12, 4))),
+    "regroup all axes": Case(Regroup((2, 3, 4), (1, 2, 0)), ((24, 8),), ((24, 8),)),
+    "regroup a vector": Case(Regroup((2, 3), (1, 0)), ((6,),), ((6,),), PLAIN_ONLY),
     "split": Case(Split((3, 1, 2)), ((6, 8),), ((3, 8), (1, 8), (2, 8))),
     "split a vector": Case(Split((4, 8)), ((12,),), ((4,), (8,))),
     "join": Case(Join((3, 1, 2)), ((3, 8), (1, 8), (2, 8)), ((6, 8),)),
@@ -125,6 +129,8 @@ def lists_of_rows(transform: Transform, arrays: Sequence[NDArray[np.float32]]) -
         case Permute(order):
             return [array.reshape(-1, array.shape[-1])[list(order)].reshape(array.shape) if array.ndim > 1
                     else array[list(order)] for array in arrays]
+        case Regroup(shape, axes):
+            return [array.reshape(*shape, -1).transpose(*axes, len(axes)).reshape(array.shape) for array in arrays]
         case Split(rows):
             return np.split(arrays[0], np.cumsum(rows)[:-1])
         case Join():
@@ -202,7 +208,12 @@ def wrong(transform: Transform, *shapes: tuple[int, ...], encodings: tuple[Encod
     return str(caught.value)
 
 
+def test_groups_that_no_memory_could_hold_are_refused_before_they_are_made() -> None:
+    assert f"{1 << 62} rows cannot be permuted" in wrong(Regroup((1 << 31, 2, 1 << 30), (0, 2, 1)), (4, 2))
+
+
 def test_what_does_not_fit_is_refused_in_words() -> None:
+    assert "axes (0, 0) of an array of 2" in wrong(Regroup((2, 2), (0, 0)), (4, 2))
     assert "3 rows cannot be permuted in a tensor of shape (4, 2)" in wrong(Permute((2, 0, 1)), (4, 2))
     assert "3 rows cannot be permuted in a tensor of shape (4,)" in wrong(Permute((2, 0, 1)), (4,))
     assert "cannot be split into rows (2, 3)" in wrong(Split((2, 3)), (6, 4))

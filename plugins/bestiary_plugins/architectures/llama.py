@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bestiary.config import flag, one_of, real, section, whole
+from bestiary.errors import BestiaryError
 from bestiary.plugin import Architecture, Graph, Key, RankList, Rule, Trace
-from bestiary.transform import Permute
+from bestiary.transform import Regroup
 from bestiary_plugins.architectures.pre_tokenizers import PRE_TOKENIZERS
 from bestiary_plugins.architectures.prompts import PROMPTS
 from bestiary_plugins.templates import OF_LLAMA
@@ -23,23 +24,42 @@ if TYPE_CHECKING:
 Config = Mapping[str, Any]
 
 
-def interleave(config: Config, heads: int) -> Permute:
+LARGEST_HEAD, MOST_HEADS, WIDEST = 1 << 16, 1 << 16, 1 << 24
+"""Far above every model there is; what a config asks for beyond them is damage, found before anything is made of it."""
+
+
+def interleave(config: Config, heads: int) -> Regroup:
     """Hugging Face rotates columns (j, j + d/2) of a head, the canonical order (2j, 2j + 1): row 2j + c of a head is
     its row c * d/2 + j."""
-    half = head_dim(config) // 2
-    return Permute(tuple(2 * half * h + c * half + j for h in range(heads) for j in range(half) for c in (0, 1)))
+    size = head_dim(config)
+    if size % 2:
+        raise BestiaryError(f"heads of {size} cannot be rotated; head_dim must be even")
+    return Regroup((heads, 2, size // 2), (0, 2, 1))
 
 
 def head_dim(config: Config) -> int:
-    return whole(config, "head_dim", whole(config, "hidden_size") // whole(config, "num_attention_heads"))
+    return whole(config, "head_dim", whole(config, "hidden_size", high=WIDEST) // query_heads(config),
+                 high=LARGEST_HEAD)
 
 
-def query_rows(config: Config) -> Permute:
-    return interleave(config, whole(config, "num_attention_heads"))
+def query_heads(config: Config) -> int:
+    return whole(config, "num_attention_heads", high=MOST_HEADS)
 
 
-def key_rows(config: Config) -> Permute:
-    return interleave(config, whole(config, "num_key_value_heads", whole(config, "num_attention_heads")))
+def key_heads(config: Config) -> int:
+    heads = query_heads(config)
+    found = whole(config, "num_key_value_heads", heads, high=heads)
+    if heads % found:
+        raise BestiaryError(f"num_key_value_heads = {found} in the config; it must divide the {heads} heads")
+    return found
+
+
+def query_rows(config: Config) -> Regroup:
+    return interleave(config, query_heads(config))
+
+
+def key_rows(config: Config) -> Regroup:
+    return interleave(config, key_heads(config))
 
 
 HUGGINGFACE = (
@@ -104,16 +124,16 @@ class Llama(Architecture):
         kind = scaling.get("rope_type") or scaling.get("type") or "default"
         kind = one_of({"rope_scaling": kind}, "rope_scaling", ("default", "none", "linear", "llama3"), "default")
         one_of(config, "hidden_act", ("silu",), "silu")
-        heads = whole(config, "num_attention_heads", high=1 << 16)
         normal = {
             **config,
-            "hidden_size": whole(config, "hidden_size"),
-            "intermediate_size": whole(config, "intermediate_size"),
+            "hidden_size": whole(config, "hidden_size", high=WIDEST),
+            "intermediate_size": whole(config, "intermediate_size", high=WIDEST),
             "num_hidden_layers": whole(config, "num_hidden_layers", high=10_000),
-            "num_attention_heads": heads,
-            "num_key_value_heads": whole(config, "num_key_value_heads", heads),
+            "num_attention_heads": query_heads(config),
             "head_dim": head_dim(config),
-            "vocab_size": whole(config, "vocab_size", shapes.get("token_embd.weight", (None,))[0]),
+            "num_key_value_heads": key_heads(config),
+            "vocab_size": whole(config, "vocab_size", next(iter(shapes.get("token_embd.weight", ())), None),
+                                high=WIDEST),
             "max_position_embeddings": whole(config, "max_position_embeddings", 2048),
             "rms_norm_eps": real(config, "rms_norm_eps", 1e-6),
             "rope_theta": real(config, "rope_theta", real(scaling, "rope_theta", 10000.0)),

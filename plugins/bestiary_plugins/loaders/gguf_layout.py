@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bestiary.encoding import Bits, Encoding, Factor, Layout
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, short
 from bestiary.tensor import Tensor
 from bestiary_plugins.loaders.strict_json import parse_object
 
@@ -90,11 +90,6 @@ class Fields:
         if not isinstance(value, bool):
             raise BestiaryError(f"{self._what}: {name} is {short(value)}; it must be true or false")
         return value
-
-
-def short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def whole(value: Any, low: int, high: int, what: str) -> int:
