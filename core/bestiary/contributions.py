@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bestiary.architecture import Architecture
+from bestiary.architecture import Architecture, Key, PreTokenizer, RankList, Rule
 from bestiary.backend import Backend
 from bestiary.encoding import Encoding
+from bestiary.errors import printable
 from bestiary.hookspecs import GROUP
 from bestiary.loader import Loader, Writer
 from bestiary.quantizer import Quantizer
 from bestiary.registry import Origin, Provided
+from bestiary.template import Template
 
 PREFIX = f"{GROUP}_"
 
@@ -51,13 +54,16 @@ def call_hooks(functions: Sequence[Callable[[], Any]], kind: str, origin: Origin
     found: list[Provided[Any]] = []
     for function in functions:
         given = function()
+        if inspect.iscoroutine(given):
+            given.close()  # else Python itself says that nobody awaited it
+            raise Refused(f"{PREFIX}{kind} is async; a hook is called and gives its items")
         if kind == "commands":
             if not isinstance(given, Mapping):
-                raise Refused(f"{PREFIX}{kind} gave {_what(given)}, not a mapping")
+                raise Refused(f"{PREFIX}{kind} gave {shown(given)}, not a mapping")
             found += [_command(name, target, origin) for name, target in given.items()]
         else:
             if not isinstance(given, Iterable) or isinstance(given, (str, bytes, Mapping)):
-                raise Refused(f"{PREFIX}{kind} gave {_what(given)}, not an iterable of {kind}")
+                raise Refused(f"{PREFIX}{kind} gave {shown(given)}, not an iterable of {kind}")
             found += [_item(kind, item, origin) for item in given]
     names = [key for entry in found for key in {name.casefold() for name in (entry.name, *entry.aliases)}]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -68,21 +74,76 @@ def call_hooks(functions: Sequence[Callable[[], Any]], kind: str, origin: Origin
 def _item(kind: str, given: Any, origin: Origin) -> Provided[Any]:
     rule: Kind = KINDS[kind]
     if not isinstance(given, rule.item):
-        raise Refused(f"{PREFIX}{kind} gave {_what(given)}, not an instance of {rule.item.__name__}")
+        raise Refused(f"{PREFIX}{kind} gave {shown(given)}, not an instance of {rule.item.__name__}")
     item: Any = given
-    name = getattr(item, "name", None)
-    if not isinstance(name, str) or not re.fullmatch(r"[^\s,]+", name):
-        raise Refused(f"{rule.singular} {type(item).__name__} has the name {name!r}; a word is needed")
+    name: Any = getattr(item, "name", None)
+    if not _word(name):
+        raise Refused(f"{rule.singular} {type(item).__name__} has the name {name!r}; a word is needed, "
+                      "of letters, digits and . _ + -")
     for attribute, wanted in rule.attributes.items():
         value = getattr(item, attribute, None)
         if not isinstance(value, wanted):
-            raise Refused(f"{rule.singular} {name}: its {attribute} is {_what(value)}")
-    aliases = tuple(item.aliases) if kind == "quantizers" else ()
-    words = (*aliases, *item.retired, *item.retired.values()) if kind == "quantizers" else ()
-    for word in words:
-        if not isinstance(word, str):
-            raise Refused(f"{rule.singular} {name}: {word!r} among its names is no text")
-    return Provided(name, item, origin, aliases)
+            raise Refused(f"{rule.singular} {name}: its {attribute} is {shown(value)}")
+    for attribute, value, fault in _faults(kind, item):
+        raise Refused(f"{rule.singular} {name}: {shown(value)} among its {attribute} is no {fault}")
+    return Provided(name, item, origin, tuple(item.aliases) if kind == "quantizers" else ())
+
+
+def _faults(kind: str, item: Any) -> Iterator[tuple[str, object, str]]:
+    """What an item's containers hold and should not: (attribute, value, what it is not)."""
+    if kind == "quantizers":
+        encoding = item.encoding
+        yield from (("aliases", alias, "word") for alias in item.aliases if not _word(alias))
+        yield from (("retired", words, "pair of texts") for words in item.retired.items() if not _texts(words))
+        yield from (("keeps", pair, "pair of a pattern and a quantizer") for pair in item.keeps
+                    if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and _texts(pair) and _pattern(pair[0])))
+        sizes = (encoding.block_size, *encoding.block_bytes) if isinstance(encoding.block_bytes, tuple) else (None,)
+        if not (_word(encoding.name) and len(sizes) > 1 and all(isinstance(n, int) and n > 0 for n in sizes)):
+            yield "encodings", encoding, "encoding with a name and whole sizes"
+    if kind == "architectures":
+        for name, rules in item.namings.items():
+            if not (isinstance(name, str) and isinstance(rules, (tuple, list)) and all(map(_rule, rules))):
+                yield "namings", {name: rules}, "name and tuple of rules"
+        yield from (("ignorable", pattern, "regular expression") for pattern in item.ignorable if not _pattern(pattern))
+        yield from (("keys", key, "key") for key in item.keys if not (
+            isinstance(key, Key) and _texts((key.config, key.file, key.kind))
+            and _function(key.to_file) and _function(key.from_file)))
+        for name, value in item.pre_tokenizers.items():
+            if not (isinstance(name, str) and isinstance(value, PreTokenizer)
+                    and isinstance(value.patterns, tuple) and _texts(value.patterns)):  # they are hashed
+                yield "pre_tokenizers", {name: value}, "name and pre-tokenizer"
+        yield from (("rank_lists", ranks, "rank list") for ranks in item.rank_lists if not (
+            isinstance(ranks, RankList) and isinstance(ranks.size, int) and _texts(ranks.special) and _texts(ranks.ends)
+            and _texts((ranks.pre_tokenizer, ranks.bos, ranks.eos))))
+        for name, value in item.templates.items():
+            if not (_word(name) and isinstance(value, Template) and isinstance(getattr(value, "name", None), str)
+                    and _texts(value.stop)):
+                yield "templates", {name: value}, "name and template"
+        yield from (("prompts", pair, "pair of texts") for pair in item.prompts.items() if not _texts(pair))
+
+
+def _word(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", value) is not None
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(text, str) for text in value)
+
+
+def _function(value: object) -> bool:
+    return value is None or callable(value)
+
+
+def _rule(value: object) -> bool:
+    return isinstance(value, Rule) and _function(value.transform) and all(
+        isinstance(names, str) or names and _texts(names) for names in (value.sources, value.targets))
+
+
+def _pattern(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(re.compile(value))
+    except re.error:
+        return False
 
 
 def _command(name: Any, target: Any, origin: Origin) -> Provided[str]:
@@ -93,14 +154,14 @@ def _command(name: Any, target: Any, origin: Origin) -> Provided[str]:
     return Provided(name, target, origin)
 
 
-def _what(value: object) -> str:
+def shown(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r:.60}"
 
 
 def one_line(error: BaseException) -> str:
     try:
-        text = " ".join(str(error).split())
-    except Exception:  # an exception whose own __str__ raises
+        text = printable(" ".join(str(error).split()))
+    except BaseException:  # an exception whose own __str__ raises
         text = ""
     kind = type(error).__name__
     text = text if isinstance(error, Refused) else f"{kind}: {text}" if text else kind

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-import sys
 import threading
 import time
 import traceback
@@ -19,10 +18,11 @@ import pluggy
 from bestiary import hookspecs
 from bestiary.architecture import Architecture, PreTokenizer, RankList
 from bestiary.backend import Backend
-from bestiary.contributions import KINDS, PREFIX, Refused, call_hooks, one_line
+from bestiary.contributions import KINDS, PREFIX, Refused, call_hooks, one_line, shown
 from bestiary.discovery import OWN, Candidate, installed, one_file
 from bestiary.encoding import PLAIN, Encoding
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, printable
+from bestiary.guard import PASSING, calling, printing_to_stderr
 from bestiary.loader import Loader, Writer
 from bestiary.quantizer import Quantizer
 from bestiary.registry import Origin, Provided, Registry, normal
@@ -87,7 +87,6 @@ class _Plugin:
 
 
 _said: set[str] = set()  # one line per plugin and process, however many hosts the process makes
-_redirecting = threading.RLock()  # sys.stdout belongs to the process, so plugins are called one at a time
 
 
 class Host:
@@ -210,7 +209,17 @@ class Host:
 
     def open(self, path: str | os.PathLike[str], loader: str | None = None) -> Checkpoint:
         """The checkpoint at the path, its tensors unread. Raises as `recognise`, and for a damaged file."""
-        return self.recognise(path, loader).open(Path(path), self)
+        return self.open_as(self.recognise(path, loader), path)
+
+    def open_as(self, loader: Loader, path: str | os.PathLike[str]) -> Checkpoint:
+        """As `open`, by a loader that is chosen already."""
+        from bestiary.checkpoint import Checkpoint  # late: it needs numpy
+
+        with self.calling(loader, f"open {path}"), printing_to_stderr():
+            checkpoint: object = loader.open(Path(path), self)
+        if not isinstance(checkpoint, Checkpoint):
+            raise BestiaryError(f"{self.whose(loader)} opened {path} and gave {shown(checkpoint)}, not a Checkpoint")
+        return checkpoint
 
     def architecture_of(self, config: Mapping[str, Any], tokenizer: TokenizerMaterial,
                         name: str | None = None) -> Architecture:
@@ -225,6 +234,32 @@ class Host:
             raise BestiaryError(f"{called}; known: {', '.join(self.architectures.names) or 'none'}. "
                                 "A plugin package can add one, --architecture choose one")
         return self._only(self.architectures, surest, "claim the model", "--architecture")
+
+    def unavailable(self, backend: Backend) -> str | None:
+        """Why the backend does not run here, or None. One that cannot say does not."""
+        try:
+            with printing_to_stderr():
+                reason: object = backend.available()
+            if reason is not None and not isinstance(reason, str):
+                raise Refused(f"it answers {shown(reason)}, not None or the reason in words")
+            return None if reason is None else printable(" ".join(reason.split())) or "it does not say why"
+        except PASSING:
+            raise
+        except BaseException as error:
+            return f"{self.whose(backend)} cannot say whether it does: {one_line(error)}"
+
+    def calling(self, item: object, what: str) -> contextlib.AbstractContextManager[None]:
+        """Around a call into an item of a plugin: what it raises is said to be its own. See guard.calling."""
+        return calling(self.whose(item), what)
+
+    def whose(self, item: object) -> str:
+        """The item in words: "loader NAME of DISTRIBUTION VERSION"."""
+        for plugin in self._plugins:
+            for kind, entries in plugin.provided.items():
+                for entry in entries:
+                    if entry.item is item:
+                        return f"{KINDS[kind].singular} {entry.name} of {entry.origin}"
+        return f"{type(item).__name__} of {type(item).__module__}"  # no plugin's: made by who calls us
 
     def report(self) -> list[PluginReport]:
         """What every plugin provides, or why it is set aside. Calls all hooks."""
@@ -268,9 +303,9 @@ class Host:
     def _guarding(self, plugin: _Plugin) -> Iterator[None]:
         """Sets the plugin aside where it raises. What it prints goes to stderr: stdout may be somebody's JSON."""
         try:
-            with _redirecting, contextlib.redirect_stdout(sys.stderr):
+            with printing_to_stderr():
                 yield
-        except KeyboardInterrupt:
+        except PASSING:
             raise
         except BaseException as error:  # SystemExit too: a plugin does not end the program
             plugin.reason, plugin.traceback = one_line(error), traceback.format_exc()
@@ -292,12 +327,12 @@ class Host:
         ranked: list[tuple[int, Provided[T]]] = []
         for entry in {id(entry): entry for name in registry.names for entry in registry.candidates(name)}.values():
             try:
-                with _redirecting, contextlib.redirect_stdout(sys.stderr):
+                with printing_to_stderr():
                     value = score(entry.item)
                 if not isinstance(value, int):
                     raise Refused(f"the answer is {value!r}, not a number from 0 to 100")
                 ranked.append((min(value, 100), entry))
-            except KeyboardInterrupt:
+            except PASSING:
                 raise
             except BaseException as error:
                 self._say(f"{entry.name} of {entry.origin} could not say whether to {what}: {one_line(error)}")

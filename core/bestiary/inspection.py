@@ -22,7 +22,7 @@ def inspect(path: str | os.PathLike[str], host: Host, loader: str | None = None,
     what keeps it from being opened raises BestiaryError."""
     path = Path(path)
     found = host.recognise(path, loader)
-    checkpoint = found.open(path, host)
+    checkpoint = host.open_as(found, path)
     problems: list[str] = []
     family: Architecture | None = None
     config: Any = dict(checkpoint.config)
@@ -30,7 +30,8 @@ def inspect(path: str | os.PathLike[str], host: Host, loader: str | None = None,
     if config or tensors:
         try:
             family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
-            canonical = to_canonical(checkpoint, family)[0]
+            with host.calling(family, f"read {path}"):
+                canonical = to_canonical(checkpoint, family)[0]
             config = dict(canonical.config)
         except BestiaryError as error:
             problems.append(str(error))

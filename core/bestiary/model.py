@@ -19,6 +19,7 @@ from bestiary.backend import Backend, Batch, Limits, Plan, Progress
 from bestiary.canonical import to_canonical
 from bestiary.chat import end_ids, template_of
 from bestiary.checkpoint import Checkpoint, TokenizerMaterial
+from bestiary.contributions import shown
 from bestiary.convert import convert, recipe_for
 from bestiary.encoding import F32
 from bestiary.engine import Engine, Generation, Request
@@ -250,7 +251,8 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     if config:
         checkpoint = checkpoint.having(config={**checkpoint.config, **config})
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
-    checkpoint, graph = to_canonical(checkpoint, family)
+    with host.calling(family, f"read {path}"):
+        checkpoint, graph = to_canonical(checkpoint, family)
     if type is not None:
         checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], requantize=True), host)
     made_for = int(checkpoint.config["max_position_embeddings"])
@@ -266,7 +268,10 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
                     cache_type_k or cache, cache_type_v or cache)
     material = checkpoint.tokenizer if tokenizer is None else host.open(Path(tokenizer)).tokenizer
     runs_on = choose_backend(host, backend)
-    plan = runs_on.compile(graph, checkpoint.tensors, limits, progress=progress)
+    with host.calling(runs_on, f"prepare {path}"):
+        plan = runs_on.compile(graph, checkpoint.tensors, limits, progress=progress)
+    if not isinstance(plan, Plan):
+        raise BestiaryError(f"{host.whose(runs_on)} prepared {path} and gave {shown(plan)}, not a Plan")
     return Model(checkpoint, family, runs_on, plan, make_tokenizer(material, family, checkpoint.config, host),
                  material, host)
 
@@ -275,16 +280,16 @@ def choose_backend(host: Host, name: str | None) -> Backend:
     """The backend named, or the available one of the highest rank; one line says what a better one lacks."""
     if name is not None:
         backend = host.backends[name]
-        if reason := backend.available():
+        if (reason := host.unavailable(backend)) is not None:
             raise BestiaryError(f"backend {name} does not run here: {reason}")
         return backend
     ranked = sorted(host.backends.values(), key=lambda backend: -backend.rank)
     reasons: list[tuple[str, str]] = []
     for backend in ranked:
-        reason = backend.available()
+        reason = host.unavailable(backend)
         if reason is None:
             for missing, why in reasons:
-                log.warning("backend %s does not run here: %s; %s is used instead, which is slow", missing, why,
+                log.warning("backend %s does not run here: %s; %s is used instead, which is slower", missing, why,
                             backend.name)
             return backend
         reasons.append((backend.name, reason))

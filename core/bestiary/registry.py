@@ -68,6 +68,10 @@ class Registry(Mapping[str, T]):
         """Everything that answers to the name, preferred or not."""
         return tuple(self._by_key.get(name.casefold(), ()))
 
+    def alike(self, name: str) -> tuple[T, ...]:
+        """The items of all that answers to the name, for who can tell them apart by something else."""
+        return tuple(entry.item for entry in self.providers(name))
+
     def candidates(self, name: str) -> tuple[Provided[T], ...]:
         """What the name may mean: one item where that is clear or settled by preference, none where it is unknown."""
         found = self.providers(name)

@@ -62,7 +62,8 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         if checkpoint.tokenizer.empty:
             raise BestiaryError(f"{tokenizer} has no tokenizer")
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
-    checkpoint, graph = to_canonical(checkpoint, family)
+    with host.calling(family, f"read {source}"):
+        checkpoint, graph = to_canonical(checkpoint, family)
     if type is None and not any(tensor.encoding.quantized for tensor in checkpoint.tensors.values()):
         type = F16.name
     if target is None:
@@ -75,7 +76,8 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     if checkpoint.tokenizer.empty:
         log.warning("%s has no tokenizer: what is written takes no text; --tokenizer FILE gives it one", source)
     target = Path(target)
-    writer.save(checkpoint, target, host, force=force, progress=progress)
+    with host.calling(writer, f"write {target}"):
+        writer.save(checkpoint, target, host, force=force, progress=progress)
     return Saved(target, size_on_disk(target), types(checkpoint), time.perf_counter() - started)
 
 

@@ -20,6 +20,7 @@ from bestiary.errors import BestiaryError
 from bestiary.host import Host, HostSettings
 
 HEADER = """
+    from bestiary.checkpoint import Checkpoint
     from bestiary.plugin import *
 
     class Fixed(Quantizer):
@@ -36,7 +37,7 @@ HEADER = """
         def recognise(self, path):
             return self.sure if path.is_file() and path.read_bytes().startswith(self.mark) else 0
         def open(self, path, host):
-            return f"{self.name} opened {path.name}"
+            return Checkpoint(path, {"opened by": self.name}, {}, "canonical")
 
     class Family(Architecture):
         namings = {}
@@ -255,7 +256,7 @@ def test_a_file_that_is_no_plugin_is_an_error(tmp_path: Path, name: str, words: 
     ("@hookimpl\ndef bestiary_loaders(): return [Marked('a'), Marked('A')]", "gave 'a' twice"),
     ("@hookimpl\ndef bestiary_quantizers(): return [Fixed(encoding='f32')]", "fixed: its encoding is str 'f32'"),
     ("@hookimpl\ndef bestiary_quantizers(): return [Fixed(aliases='2')]", "fixed: its aliases is str '2'"),
-    ("@hookimpl\ndef bestiary_quantizers(): return [Fixed(aliases=(2,))]", "2 among its names is no text"),
+    ("@hookimpl\ndef bestiary_quantizers(): return [Fixed(aliases=(2,))]", "int 2 among its aliases is no word"),
     ("@hookimpl\ndef bestiary_commands(): return ['hello']", "not a mapping"),
     ("@hookimpl\ndef bestiary_commands(): return {'hello': print}", 'not "module:function"'),
     ("@hookimpl\ndef bestiary_commands(): return {'Hello you': 'a:b'}", "'Hello you'"),
@@ -413,8 +414,8 @@ def test_the_surest_loader_wins(install: Install, marked: Path) -> None:
     loaders(install, "one", "Marked('weak', b'MARK', 40)", "Marked('strong', b'MARK', 95)", "Marked('none', b'other')")
     host = Host(HostSettings())
     assert host.recognise(marked).name == "strong"
-    assert str(host.open(marked)) == "strong opened model"
-    assert str(host.open(marked, loader="Weak")) == "weak opened model"
+    assert host.open(marked).config == {"opened by": "strong"}
+    assert host.open(marked, loader="Weak").config == {"opened by": "weak"}
     with pytest.raises(BestiaryError, match="unknown loader 'absent'; known: .*strong"):
         host.open(marked, loader="absent")
 

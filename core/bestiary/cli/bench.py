@@ -43,7 +43,6 @@ def bench(
     from bestiary.saving import main_type
 
     host = options.host_of(context)
-    path = options.model_path(host, model)
     prompts, predicts = options.numbers(prompt, "-p", 0), options.numbers(predict, "-n", 0)
     depths = options.numbers(depth, "-d", 0)
     counts = dict.fromkeys(options.usable(count, "-t") for count in options.numbers(threads, "-t", 1)) if threads \
@@ -52,24 +51,27 @@ def bench(
         if value < 1:
             raise BestiaryError(f"{option} {value}: 1 or more is wanted")
     rows: list[dict[str, Any]] = []
-    for count in counts:
-        longest = max(1, *prompts, *predicts) + max(depths)
-        with terminal.progress_bar("loading") as progress:
-            loaded = load(path, backend, count, longest, type, host, batch=batch, sequences=sequences,
-                          cache_type_k=cache_type_k, cache_type_v=cache_type_v, loader=loader,
-                          architecture=architecture, progress=progress)
-        with loaded:
-            facts = loaded.facts()
-            for place in depths:
-                runner = Bench(loaded, place, sequences)
-                for measured in (*(runner.prefill(n, repeats) for n in prompts if n),
-                                 *(runner.decode(n, repeats) for n in predicts if n)):
-                    rows.append({
-                        "test": measured.test, "tokens": measured.tokens,
-                        "threads": count or options.whole(facts.get("threads")),
-                        "tokens_per_second": measured.tokens_per_second, "runs": list(measured.runs),
-                        "depth": measured.depth, "sequences": measured.sequences, "model": str(path),
-                        "type": main_type(loaded.checkpoint), "backend": loaded.backend.name, "isa": facts.get("isa")})
+    with terminal.aside(as_json):
+        path = options.model_path(host, model)
+        for count in counts:
+            longest = max(1, *prompts, *predicts) + max(depths)
+            with terminal.progress_bar("loading") as progress:
+                loaded = load(path, backend, count, longest, type, host, batch=batch, sequences=sequences,
+                              cache_type_k=cache_type_k, cache_type_v=cache_type_v, loader=loader,
+                              architecture=architecture, progress=progress)
+            with loaded:
+                facts = loaded.facts()
+                for place in depths:
+                    runner = Bench(loaded, place, sequences)
+                    for measured in (*(runner.prefill(n, repeats) for n in prompts if n),
+                                     *(runner.decode(n, repeats) for n in predicts if n)):
+                        rows.append({
+                            "test": measured.test, "tokens": measured.tokens,
+                            "threads": count or options.whole(facts.get("threads")),
+                            "tokens_per_second": measured.tokens_per_second, "runs": list(measured.runs),
+                            "depth": measured.depth, "sequences": measured.sequences, "model": str(path),
+                            "type": main_type(loaded.checkpoint), "backend": loaded.backend.name,
+                            "isa": facts.get("isa")})
     print(json.dumps(rows, indent=2) if as_json else table(rows))
 
 

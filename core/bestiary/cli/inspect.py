@@ -32,7 +32,8 @@ def inspect(
     if path is not None and model is not None:
         raise BestiaryError("two checkpoints: FILE and -m")
     host = options.host_of(context)
-    facts = inspection.inspect(options.model_path(host, path or model), host, loader, architecture)
+    with terminal.aside(as_json):
+        facts = inspection.inspect(options.model_path(host, path or model), host, loader, architecture)
     print(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else text(facts, tensors))
 
 

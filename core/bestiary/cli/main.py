@@ -21,8 +21,11 @@ from typing import Annotated, Any
 import typer
 
 from bestiary import BestiaryError, __version__
+from bestiary.cli import terminal
 from bestiary.cli.not_here import WORDS
 from bestiary.discovery import OWN
+from bestiary.errors import Terminated
+from bestiary.guard import PASSING, calling
 from bestiary.host import Host, HostSettings
 from bestiary.registry import normal
 
@@ -77,7 +80,7 @@ def _forget_output() -> None:
 
 
 def _terminated(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)  # unlike the default it lets everyone take back what is half done
+    raise Terminated(128 + number)  # unlike the default it lets everyone take back what is half done
 
 
 def _run(argv: list[str]) -> int:
@@ -88,7 +91,9 @@ def _run(argv: list[str]) -> int:
         host = Host(HostSettings.from_environment(chosen.files, chosen.prefer))
         if argv and not argv[0].startswith("-"):
             refuse(argv[0], argv[1:])
-            app.command(argv[0])(command(host, argv[0]))
+            with terminal.aside("--json" in argv):  # plugins are imported to know the commands
+                target, who = target_of(host, argv[0])
+            app.command(argv[0])(command(target, who))
         elif argv != ["--version"]:  # a listing: what stands in the sources is enough
             for name, target in targets(host).items():
                 app.command(name, short_help=first_line(target) or "")(lambda: None)
@@ -171,8 +176,10 @@ def targets(host: Host) -> dict[str, str]:
     return {**BUILT_IN, **{name: target for name, target in host.commands.items() if name not in BUILT_IN}}
 
 
-def command(host: Host, name: str) -> Callable[..., Any]:
-    """The function of the command. Raises BestiaryError where there is none, or two."""
+def target_of(host: Host, name: str) -> tuple[str, str]:
+    """The command's "module:function", and whose it is in words. Raises BestiaryError where there is none, or two."""
+    if name == "plugins":  # ours, whatever plugins give: it is how to find out what they give
+        return BUILT_IN[name], f"command {name!r}"
     providers = host.commands.providers(name)
     if name not in BUILT_IN and not providers:
         known = sorted(targets(host))
@@ -180,19 +187,31 @@ def command(host: Host, name: str) -> Callable[..., Any]:
         raise WrongUsage(f"unknown command {name!r}; "
                          + (f"do you mean {close[0]}?" if close else f"known: {', '.join(known)}"))
     if name not in BUILT_IN:
-        target = host.commands[name]
-    elif not providers:
-        target = BUILT_IN[name]
-    else:
+        entry = host.commands.provider(name)
+        return entry.item, f"command {name!r} of {entry.origin}"
+    if providers:
         ways = {OWN: BUILT_IN[name], **{entry.origin.distribution: entry.item for entry in providers}}
         prefer = [normal(distribution) for distribution in host.settings.prefer]
         chosen = sorted((way for way in ways if normal(way) in prefer), key=lambda way: prefer.index(normal(way)))
         if not chosen:
             raise BestiaryError(f"command {name!r} is built in and provided by {' and by '.join(list(ways)[1:])} too; "
                                 f"choose with {' or '.join(f'--prefer {way}' for way in ways)}")
-        target = ways[chosen[0]]
+        return ways[chosen[0]], f"command {name!r} of {chosen[0]}"
+    return BUILT_IN[name], f"command {name!r}"
+
+
+def command(target: str, who: str) -> Callable[..., Any]:
+    """The function that "module:function" names. Raises BestiaryError where it is not there."""
     module, _, function = target.partition(":")
-    found: Callable[..., Any] = getattr(import_module(module), function)
+    with calling(who, "load"):
+        try:
+            found: Callable[..., Any] | None = getattr(import_module(module), function, None)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise  # a module that it needs
+            raise BestiaryError(f"{who}: there is no module {error.name}") from None
+    if found is None or not callable(found):
+        raise BestiaryError(f"{who}: module {module} has no function {function}")
     return found
 
 
@@ -200,12 +219,16 @@ def first_line(target: str) -> str | None:
     """The first line of the docstring of "module:function", without importing the module: what a plugin's command needs
     may take a second to import."""
     module, _, function = target.partition(":")
-    with contextlib.suppress(Exception):  # a plugin's package may do anything when it is looked up
+    try:
         spec = find_spec(module)
         if spec is not None and spec.origin is not None:
             for node in ast.parse(Path(spec.origin).read_text("utf-8")).body:
                 if isinstance(node, ast.FunctionDef) and node.name == function:
                     return (ast.get_docstring(node) or "").partition("\n")[0]
+    except PASSING:
+        raise
+    except BaseException:  # a plugin's package may do anything when it is looked up
+        return None
     return None
 
 

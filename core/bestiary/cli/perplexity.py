@@ -50,13 +50,14 @@ def perplexity(
     if chunks < -1 or chunks == 0:
         raise BestiaryError(f"--chunks {chunks}; a number of chunks or -1 is wanted")
     options.no_gpu(gpu)
-    path = options.model_path(host, model)
-    with terminal.progress_bar("loading") as progress:
-        loaded = load(path, backend, options.usable(threads, "-t"), ctx, type, host, tokenizer=tokenizer, batch=batch,
-                      cache_type_k=cache_type_k, cache_type_v=cache_type_v, loader=loader, architecture=architecture,
-                      progress=progress)
-    with loaded, terminal.progress_bar("scoring", "chunks") as progress:
-        found = scoring.perplexity(loaded, text, ctx, progress or say, None if chunks < 0 else chunks)
+    with terminal.aside(as_json):
+        path = options.model_path(host, model)
+        with terminal.progress_bar("loading") as progress:
+            loaded = load(path, backend, options.usable(threads, "-t"), ctx, type, host, tokenizer=tokenizer,
+                          batch=batch, cache_type_k=cache_type_k, cache_type_v=cache_type_v, loader=loader,
+                          architecture=architecture, progress=progress)
+        with loaded, terminal.progress_bar("scoring", "chunks") as progress:
+            found = scoring.perplexity(loaded, text, ctx, progress or say, None if chunks < 0 else chunks)
     print(json.dumps(asdict(found)) if as_json else
           f"Final estimate: PPL = {found.perplexity:.4f} +/- {found.error:.5f}, {found.tokens} tokens")
 

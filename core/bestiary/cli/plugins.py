@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bestiary.cli import options
+from bestiary.cli import options, terminal
 
 
 def plugins(
@@ -17,7 +17,8 @@ def plugins(
     as_json: options.Json = False,
 ) -> None:
     """List the plugins, what they provide, and those that are set aside."""
-    reports = options.host_of(context).report()
+    with terminal.aside(as_json):
+        reports = options.host_of(context).report()
     if as_json:
         print(json.dumps([asdict(report) for report in reports], indent=2, ensure_ascii=False))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,31 @@ from bestiary.backend import Progress
 
 PATIENCE = 0.3
 """Seconds; what is done sooner needs no bar."""
+
+
+@contextlib.contextmanager
+def aside(as_json: bool = True) -> Iterator[None]:
+    """Where JSON is to come, all that is written to stdout until the end of the block goes to stderr: what plugins
+    print, and what they and their children write to the file descriptor itself."""
+    if not as_json:
+        yield
+        return
+    out, kept = sys.stdout, None
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # what stands for stdout need not be a file
+        if out.fileno() == 1:
+            out.flush()
+            kept = os.dup(1)
+            os.dup2(sys.stderr.fileno(), 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if kept is not None:
+            try:
+                out.flush()  # what was written to sys.__stdout__
+            finally:
+                os.dup2(kept, 1)
+                os.close(kept)
 
 
 @contextlib.contextmanager

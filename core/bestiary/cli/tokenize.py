@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bestiary.cli import options
+from bestiary.cli import options, terminal
 from bestiary.errors import BestiaryError
 
 if TYPE_CHECKING:
@@ -39,17 +39,20 @@ def tokenize(
     if (prompt is None) == (file is None):
         raise BestiaryError("one text is wanted: -p TEXT or -f FILE")
     host = options.host_of(context)
-    tokenizer, material, family = open_tokenizer(options.model_path(host, model), host, loader)
+    with terminal.aside(as_json):
+        tokenizer, material, family = open_tokenizer(options.model_path(host, model), host, loader)
     text = options.clean(prompt or "") if file is None else options.text_of(file)
     if not chat:
         if chat_template is not None:
             raise BestiaryError("--chat-template goes with --chat")
-        ids = tokenizer.encode(text, bos=not no_bos, special=special)
+        with terminal.aside(as_json):
+            ids = tokenizer.encode(text, bos=not no_bos, special=special)
         print(json.dumps(ids) if as_json else "\n".join(f"{token:>7}  {tokenizer.name(token)!r}" for token in ids))
         return
     messages: list[Message] = [{"role": "user", "content": text}] if file is None else messages_of(text, file)
-    segments = template_of(material, tokenizer, host, family, chat_template).render(messages)
-    ids = tokenizer.encode_segments(segments, bos=not no_bos)
+    with terminal.aside(as_json):
+        segments = template_of(material, tokenizer, host, family, chat_template).render(messages)
+        ids = tokenizer.encode_segments(segments, bos=not no_bos)
     if as_json:
         print(json.dumps({"text": "".join(segment.text for segment in segments), "segments": [
             {"text": segment.text, "special": segment.special} for segment in segments], "ids": ids},

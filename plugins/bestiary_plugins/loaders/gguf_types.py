@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bestiary.encoding import PLAIN, Encoding
 from bestiary.errors import BestiaryError
+from bestiary.registry import Registry
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -74,22 +75,33 @@ OWN = {**PLAIN, I8.name: I8}
 def encoding_of(code: int, known: Mapping[str, Encoding], what: str) -> Encoding:
     """The encoding of a type code, among those `known` by name. Raises BestiaryError, naming `what` has that type."""
     kind = TENSOR_TYPES.get(code)
-    encoding = None if kind is None else OWN.get(kind.name) or known.get(kind.name)
+    encoding = None
+    if kind is not None:
+        fitting = [one for one in alike(kind.name, known) if fits(one, kind)]
+        encoding = OWN.get(kind.name) or (fitting[0] if len(fitting) == 1 else known.get(kind.name))
     if kind is None or encoding is None:
         shown = f"of the unknown type {code}" if kind is None else f"{kind.spelling}, which is not read yet"
         readable = ", ".join(kind.spelling for kind in TENSOR_TYPES.values() if kind.name in OWN or kind.name in known)
         raise BestiaryError(f"{what} is {shown}; known: {readable}")
-    if (encoding.block_size, encoding.block_bytes) != (kind.block_size, (kind.block_bytes,)):
+    if not fits(encoding, kind):
         raise BestiaryError(f"{what} is {kind.spelling}, in blocks of {kind.block_size} weights and {kind.block_bytes} "
                             f"bytes; the encoding of that name here has {encoding.block_size} and "
                             f"{', '.join(map(str, encoding.block_bytes))}")
     return encoding
 
 
+def alike(name: str, known: Mapping[str, Encoding]) -> tuple[Encoding, ...]:
+    """The encodings of that name: several plugins may use it, and the one that fits the file is meant."""
+    if isinstance(known, Registry):
+        return known.alike(name)
+    return (known[name],) if name in known else ()
+
+
+def fits(encoding: Encoding, kind: TensorType) -> bool:
+    return (encoding.block_size, encoding.block_bytes) == (kind.block_size, (kind.block_bytes,))
+
+
 def code_of(encoding: Encoding) -> int | None:
     """The type code of an encoding; None for one that GGUF has no code for."""
     code = TENSOR_CODES.get(encoding.name)
-    if code is None or (encoding.block_size, encoding.block_bytes) != (
-            TENSOR_TYPES[code].block_size, (TENSOR_TYPES[code].block_bytes,)):
-        return None
-    return code
+    return code if code is not None and fits(encoding, TENSOR_TYPES[code]) else None
