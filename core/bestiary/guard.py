@@ -12,7 +12,7 @@ from typing import TextIO
 from bestiary.contributions import one_line
 from bestiary.errors import BestiaryError, Terminated
 
-PASSING = (KeyboardInterrupt, GeneratorExit, Terminated)
+PASSING = (KeyboardInterrupt, Terminated)
 """What goes through every guard: not a plugin's fault, and somebody waits for it."""
 _counting = threading.Lock()
 _inside = 0

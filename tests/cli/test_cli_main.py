@@ -101,12 +101,20 @@ def test_a_plugin_brings_a_command(cli: Cli, tmp_path: Path, monkeypatch: pytest
 
 def test_a_command_of_a_built_in_name_clashes_only_when_asked_for(cli: Cli, tmp_path: Path,
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    file = plugin(tmp_path, "plugins", monkeypatch)
+    file = plugin(tmp_path, "inspect", monkeypatch)
     assert cli("--help", "--plugin", file).status == 0
-    clash = cli("plugins", "--plugin", file)
+    clash = cli("inspect", "--plugin", file)
     assert clash.status == 1
     assert "--prefer bestiary" in clash.err and file.name in clash.err
-    assert "builtin of bestiary" in cli("plugins", "--plugin", file, "--prefer", "bestiary").out
+    assert "bestiary inspect" in cli("inspect", "--help", "--plugin", file, "--prefer", "bestiary").out
+    assert cli("inspect", "--plugin", file, "--prefer", file.name).out == "called\n"
+
+
+def test_plugins_are_listed_even_where_one_of_them_takes_the_commands_name(
+        cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = plugin(tmp_path, "plugins", monkeypatch)
+    listed = cli("plugins", "--plugin", file)
+    assert listed.status == 0 and "builtin of bestiary" in listed.out and file.name in listed.out
     assert cli("plugins", "--plugin", file, "--prefer", file.name).out == "called\n"
 
 

@@ -237,6 +237,7 @@ def test_a_file_that_is_no_plugin_is_an_error(tmp_path: Path, name: str, words: 
 @pytest.mark.parametrize(("code", "words"), [
     ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
     ("raise SystemExit(3)", "SystemExit: 3"),
+    ("raise GeneratorExit", "GeneratorExit"),
     ("class Odd(BaseException): pass\nraise Odd('a\\nb')", "Odd: a b"),
     ("bestiary_api = 99\n" + dedent(ONE_QUANTIZER), "version 99 of the plugin interface and this bestiary has"),
     ("bestiary_api = '1'", "bestiary_api is '1'"),

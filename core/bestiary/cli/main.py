@@ -178,8 +178,6 @@ def targets(host: Host) -> dict[str, str]:
 
 def target_of(host: Host, name: str) -> tuple[str, str]:
     """The command's "module:function", and whose it is in words. Raises BestiaryError where there is none, or two."""
-    if name == "plugins":  # ours, whatever plugins give: it is how to find out what they give
-        return BUILT_IN[name], f"command {name!r}"
     providers = host.commands.providers(name)
     if name not in BUILT_IN and not providers:
         known = sorted(targets(host))
@@ -193,6 +191,8 @@ def target_of(host: Host, name: str) -> tuple[str, str]:
         ways = {OWN: BUILT_IN[name], **{entry.origin.distribution: entry.item for entry in providers}}
         prefer = [normal(distribution) for distribution in host.settings.prefer]
         chosen = sorted((way for way in ways if normal(way) in prefer), key=lambda way: prefer.index(normal(way)))
+        if not chosen and name == "plugins":  # it is how to find out what plugins give
+            chosen = [OWN]
         if not chosen:
             raise BestiaryError(f"command {name!r} is built in and provided by {' and by '.join(list(ways)[1:])} too; "
                                 f"choose with {' or '.join(f'--prefer {way}' for way in ways)}")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from bestiary.encoding import Bits, Encoding, Factor, Layout
 from bestiary.errors import BestiaryError, short
 from bestiary.tensor import Tensor
+from bestiary_plugins.loaders.gguf_types import alike
 from bestiary_plugins.loaders.strict_json import parse_object
 
 MOST_OFFSETS, MOST_PIECES, MOST_PLANES, LARGEST_BLOCK = 1 << 16, 16, 8, 1 << 20
@@ -205,10 +206,11 @@ def join_planes(text: str, tensors: Mapping[str, Tensor], known: Mapping[str, En
     encodings = {name: parse_encoding(name, value) for name, value in described.items()} \
         if isinstance(described, dict) else {}
     for name, encoding in encodings.items():
-        other = known.get(name)
-        if other is not None and (other.block_size, other.block_bytes, other.layout) == \
-                (encoding.block_size, encoding.block_bytes, encoding.layout):
-            encodings[name] = other
+        for other in alike(name, known):
+            if (other.block_size, other.block_bytes, other.layout) == \
+                    (encoding.block_size, encoding.block_bytes, encoding.layout):
+                encodings[name] = other
+                break
     left, joined = dict(tensors), dict[str, Tensor]()
     for name, value in members.items():
         with Fields(value, f"{what}: tensor {name}") as fields:
