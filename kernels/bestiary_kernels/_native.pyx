@@ -4,7 +4,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libcpp cimport bool as cbool
-from libcpp.memory cimport unique_ptr
+from libcpp.memory cimport make_shared, shared_ptr, unique_ptr
 from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 
@@ -55,7 +55,7 @@ cdef extern from "layout.h" namespace "bestiary":
         int width
         float minimum_sign
         CFactor scale, low
-        void decode(const uint8_t *, float *) except + nogil
+        void decode(const uint8_t *, float *, uint8_t *) noexcept nogil
     CMatrix packed_shape(const CLayout &, i64)
     void pack_rows(const CMatrix &, const CLayout &, const uint8_t *, i64, i64) except + nogil
     void unpack_row(const CMatrix &, i64, float *) nogil
@@ -70,6 +70,7 @@ cdef extern from "host.h" namespace "bestiary":
 
 cdef extern from "pool.h" namespace "bestiary":
     int c_usable_threads "bestiary::usable_threads"() except +
+    i64 process_id() noexcept
 
 cdef extern from "cache.h" namespace "bestiary":
     cdef cppclass CCacheLayer "bestiary::CacheLayer":
@@ -80,9 +81,11 @@ cdef extern from "cache.h" namespace "bestiary":
         i64 sequences()
         i64 context()
         i64 length(i64)
+        void reserve(i64, i64) except +
         void truncate(i64, i64) except +
-        void copy(i64, i64, i64) except + nogil
+        void copy_segments(i64, i64, i64) noexcept nogil
         i64 bytes()
+        i64 busy, version
 
 cdef extern from "program.h" namespace "bestiary":
     cdef enum Op "bestiary::Op":
@@ -141,12 +144,16 @@ cdef extern from "program.h" namespace "bestiary":
         const vector[CCacheLayer] &cache_layers()
         cbool accepts(const CCache &)
         i64 steps()
-        void begin(CCache *, i64, const int32_t *, i64, const int32_t *, const int32_t *, i64, const int32_t *,
+        void begin(const shared_ptr[CCache] &, i64, const int32_t *, i64, const int32_t *, const int32_t *, i64, const int32_t *,
                    const i64 *) except +
         int run(i64, i64, int (*)(void *) noexcept, void *) except + nogil
         void commit() noexcept
+        void end() noexcept
+        CCache *cache()
+        int threads()
         i64 slot_rows(int)
         i64 slot_width(int)
+        cbool slot_tail(int)
         i64 slots()
         void read_slot(int, float *) noexcept
         void write_slot(int, const float *) noexcept
@@ -163,7 +170,21 @@ KINDS = {"nibble": 0, "five": 1, "byte": 2, "f32": 3, "f16": 4, "bf16": 5}
 _MOST_BITS = {"nibble": 4, "five": 5, "byte": 8}
 NUMBERS = {"f32": 0, "f16": 1, "bf16": 2, "e8m0": 3}
 _WIDTHS = {"f32": 32, "f16": 16, "bf16": 16, "e8m0": 8}
+cdef i64 _MOST = 1 << 40  # columns, rows, columns of a group
 cdef i64 _LARGEST = 1 << 46  # of any count: what is multiplied with it later stays inside 64 bits
+
+
+cdef bint _once(bint made) except -1:
+    """A second __init__ does nothing elsewhere; here it would seem to change what others hold pointers into."""
+    if made:
+        raise TypeError("it is made already")
+    return True
+
+
+cdef int _unused(i64 busy) except -1:
+    if busy and busy == process_id():
+        raise ValueError("a forward is running there, in another thread or around this call")
+    return 0
 
 
 def isas():
@@ -276,12 +297,13 @@ cdef class Layout:
 
     cdef CLayout layout
     cdef readonly str kind
+    cdef bint made
 
-    def __init__(self, str kind, i64 columns, i64 row_bytes, *, i64 group=0, codes=(), bint signed=False, i64 zero=0,
+    def __cinit__(self, str kind, i64 columns, i64 row_bytes, *, i64 group=0, codes=(), bint signed=False, i64 zero=0,
                  scale=None, minimum=None, int minimum_sign=1):
         if kind not in KINDS:
             raise ValueError(f"kind {kind!r}; known: {', '.join(KINDS)}")
-        if not 1 <= columns <= 1 << 40 or not 1 <= row_bytes <= 1 << 42:
+        if not 1 <= columns <= _MOST or not 1 <= row_bytes <= 1 << 42:
             raise ValueError(f"rows of {columns} weights in {row_bytes} bytes")
         self.kind = kind
         cdef CLayout *l = &self.layout
@@ -293,7 +315,7 @@ cdef class Layout:
         width = sum(piece[0] for piece in codes)
         if not 1 <= width <= _MOST_BITS[kind]:
             raise ValueError(f"codes of {width} bits as {kind}")
-        if group < 1 or group % 32 and group != 16 and group < columns:
+        if not 1 <= group <= _MOST or group % 32 and group != 16 and group < columns:
             raise ValueError(f"groups of {group} weights; possible: 16, multiples of 32, the whole row")
         if abs(zero) > 4096 or minimum_sign not in (1, -1):
             raise ValueError(f"a zero of {zero}, a minimum's sign of {minimum_sign}")
@@ -311,6 +333,9 @@ cdef class Layout:
             l.low = _factor(minimum, numbers)
         l.minimum_sign = minimum_sign
 
+    def __init__(self, *unused, **also_unused):
+        self.made = _once(self.made)
+
     @property
     def columns(self):
         return self.layout.columns
@@ -325,9 +350,11 @@ cdef class Layout:
                 or out.shape[1] != self.layout.columns:
             raise ValueError(f"rows of {rows.shape[1]} bytes into {out.shape[1]} columns")
         cdef i64 r
+        cdef vector[uint8_t] code
+        code.resize(self.layout.columns)
         with nogil:
             for r in range(rows.shape[0]):
-                self.layout.decode(&rows[r, 0], &out[r, 0])
+                self.layout.decode(&rows[r, 0], &out[r, 0], code.data())
 
 
 cdef class Matrix:
@@ -337,9 +364,10 @@ cdef class Matrix:
     cdef unique_ptr[Memory] memory
     cdef readonly Layout layout
     cdef readonly i64 nbytes
+    cdef bint made
 
-    def __init__(self, Layout layout not None, i64 rows):
-        if not 1 <= rows <= 1 << 40:
+    def __cinit__(self, Layout layout not None, i64 rows):
+        if not 1 <= rows <= _MOST:
             raise ValueError(f"{rows} rows")
         self.layout = layout
         self.matrix = packed_shape(layout.layout, rows)
@@ -349,6 +377,9 @@ cdef class Matrix:
         self.nbytes = size
         self.memory.reset(new Memory(size))
         self.matrix.data = self.memory.get().data()
+
+    def __init__(self, *unused, **also_unused):
+        self.made = _once(self.made)
 
     @property
     def rows(self):
@@ -383,16 +414,20 @@ cdef class Matrix:
 cdef class Cache:
     """Keys and values of several sequences, allocated in steps of 256 positions."""
 
-    cdef unique_ptr[CCache] cache
+    cdef shared_ptr[CCache] cache
+    cdef bint made
 
-    def __init__(self, Program program not None, i64 sequences, i64 context, bint k_f16, bint v_f16):
+    def __cinit__(self, Program program not None, i64 sequences, i64 context, bint k_f16, bint v_f16):
         if not 1 <= sequences <= 1 << 20 or not 1 <= context <= 1 << 31:
             raise ValueError(f"a cache of {sequences} sequences of {context} tokens")
         cdef vector[CCacheLayer] layers = program.program.get().cache_layers()
         cdef size_t i
         for i in range(layers.size()):
             layers[i].k_f16, layers[i].v_f16 = k_f16, v_f16
-        self.cache.reset(new CCache(layers, sequences, context))
+        self.cache = make_shared[CCache](layers, sequences, context)
+
+    def __init__(self, *unused, **also_unused):
+        self.made = _once(self.made)
 
     cdef int _check(self, i64 sequence, i64 length) except -1:
         if not 0 <= sequence < self.cache.get().sequences():
@@ -419,13 +454,28 @@ cdef class Cache:
 
     def truncate(self, i64 sequence, i64 length):
         self._check(sequence, length)
-        self.cache.get().truncate(sequence, length)
+        cdef CCache *c = self.cache.get()
+        _unused(c.busy)
+        c.version += 1
+        c.truncate(sequence, length)
 
     def copy(self, i64 source, i64 target, i64 length):
         self._check(source, length)
         self._check(target, 0)
-        with nogil:
-            self.cache.get().copy(source, target, length)
+        cdef CCache *c = self.cache.get()
+        _unused(c.busy)
+        c.version += 1
+        if source != target:
+            try:
+                c.reserve(target, length)
+            except MemoryError:
+                c.truncate(target, c.length(target))
+                raise
+            c.busy = process_id()
+            with nogil:
+                c.copy_segments(source, target, length)
+            c.busy = 0
+        c.truncate(target, length)
 
 
 cdef class Program:
@@ -433,20 +483,24 @@ cdef class Program:
 
     cdef unique_ptr[CProgram] program
     cdef list kept  # what the steps point to
+    cdef vector[vector[float]] vectors  # too: growing moves them, and their numbers stay where they are
     cdef dict table_counts, table_halves
     cdef int streams
     cdef object vocabulary, positions_limit
-    cdef bint begun
-    cdef Cache current  # of the forward that runs
+    cdef bint begun, made
+    cdef i64 running  # the process in which `run` is at work
     cdef readonly str isa
 
-    def __init__(self, str isa, int threads, int threads_prefill):
+    def __cinit__(self, str isa, int threads, int threads_prefill):
         if not 1 <= threads <= 1024 or not 1 <= threads_prefill <= 1024:
             raise ValueError(f"{threads} and {threads_prefill} threads; possible: 1 to 1024")
         self.program.reset(new CProgram(_table(isa), threads, threads_prefill))
         self.isa, self.kept, self.streams = isa, [], 0
         self.table_counts, self.table_halves = {}, {}
         self.vocabulary = self.positions_limit = None
+
+    def __init__(self, *unused, **also_unused):
+        self.made = _once(self.made)
 
     # ------------------------------------------------------------ building
 
@@ -476,9 +530,12 @@ cdef class Program:
             raise ValueError(f"slot {slot} of {self.program.get().slots()}")
         return self.program.get().slot_width(slot)
 
-    cdef int _need(self, int slot, i64 width) except -1:
+    cdef int _need(self, int slot, i64 width, bint tail) except -1:
         if self._width(slot) != width:
             raise ValueError(f"slot {slot} is {self._width(slot)} columns wide, not {width}")
+        if self.program.get().slot_tail(slot) != tail:
+            raise ValueError(f"slot {slot} has the rows of {'all' if tail else 'the wanted'} tokens, the step those of "
+                             f"{'the wanted' if tail else 'all'}")
         return 0
 
     cdef const float *_vector(self, values, i64 count) except? NULL:
@@ -487,12 +544,14 @@ cdef class Program:
         cdef const float[::1] view = values
         if view.shape[0] != count:
             raise ValueError(f"{view.shape[0]} values, not {count}")
-        self.kept.append(values)
-        return &view[0]
+        cdef vector[float] copied
+        copied.assign(&view[0], &view[0] + count)  # small, and the array may be resized or freed under its views
+        self.vectors.push_back(copied)
+        return self.vectors.back().data()
 
-    def embed_matrix(self, int out, Matrix matrix not None, bint by_position, bint tail=False):
+    def embed_matrix(self, int out, Matrix matrix not None, bint by_position):
         cdef CStep s
-        self._need(out, matrix.matrix.columns)
+        self._need(out, matrix.matrix.columns, False)
         s.op, s.out, s.width, s.matrix, s.by_position = kEmbed, out, matrix.matrix.columns, &matrix.matrix, by_position
         self._limit(matrix.matrix.rows, by_position)
         self.kept.append(matrix)
@@ -500,7 +559,7 @@ cdef class Program:
 
     def embed_rows(self, int out, Layout layout not None, const uint8_t[:, ::1] rows, bint by_position):
         cdef CStep s
-        self._need(out, layout.layout.columns)
+        self._need(out, layout.layout.columns, False)
         if rows.shape[1] != layout.layout.row_bytes or rows.shape[0] < 1:
             raise ValueError(f"rows of {rows.shape[1]} bytes, not {layout.layout.row_bytes}")
         s.op, s.out, s.width, s.layout, s.by_position = kEmbed, out, layout.layout.columns, &layout.layout, by_position
@@ -518,7 +577,8 @@ cdef class Program:
 
     def gather(self, int a, int out):
         cdef CStep s
-        self._need(out, self._width(a))
+        self._need(a, self._width(a), False)
+        self._need(out, self._width(a), True)
         s.op, s.a, s.out, s.width, s.tail = kGather, a, out, self._width(a), True
         self._add(s)
 
@@ -538,9 +598,10 @@ cdef class Program:
     def rope(self, int a, int out, int table, i64 head_dim, i64 start):
         cdef CStep s
         if table not in self.table_counts or head_dim < 1 or self._width(a) % head_dim or start < 0 \
-                or start + self.table_counts[table] > head_dim:
+                or start > head_dim - self.table_counts[table]:
             raise ValueError(f"rope table {table} from column {start} of heads of {head_dim}")
-        self._need(out, self._width(a))
+        self._need(a, self._width(a), False)
+        self._need(out, self._width(a), False)
         s.op, s.a, s.out, s.width, s.table = kRope, a, out, self._width(a), table
         s.rope.heads, s.rope.head_dim, s.rope.start = self._width(a) // head_dim, head_dim, start
         s.rope.count, s.rope.halves = self.table_counts[table], self.table_halves[table]
@@ -562,11 +623,12 @@ cdef class Program:
         prepare.a = a
         prepare.tail = step.tail = tail
         prepare.width = step.width = self._width(a)
+        self._need(a, prepare.width, tail)
         for matrix, bias, out in parts:
             m = matrix
             if m.matrix.columns != self._width(a):
                 raise ValueError(f"a matrix of {m.matrix.columns} columns on slot {a}")
-            self._need(out, m.matrix.rows)
+            self._need(out, m.matrix.rows, tail)
             part.matrix, part.bias, part.slot = &m.matrix, self._vector(bias, m.matrix.rows), out
             for wanted in ((-m.matrix.zero, bool(m.matrix.half)), (1, bool(m.matrix.half))):
                 if wanted not in factors:
@@ -584,7 +646,8 @@ cdef class Program:
         cdef CStep s
         if kind not in ("rms_norm", "layer_norm") or group < 1 or self._width(a) % group:
             raise ValueError(f"{kind} over groups of {group} of {self._width(a)} columns")
-        self._need(out, self._width(a))
+        self._need(a, self._width(a), tail)
+        self._need(out, self._width(a), tail)
         s.op, s.a, s.out, s.width, s.tail = (kRmsNorm if kind == "rms_norm" else kLayerNorm), a, out, self._width(a), tail
         s.weight, s.bias = self._vector(weight, group), self._vector(bias, group)
         s.number, s.group = eps, group
@@ -597,9 +660,10 @@ cdef class Program:
                  "mul": kMul, "scale": kScale, "soft_cap": kSoftCap}
         if kind not in known:
             raise ValueError(f"{kind}; known: {', '.join(known)}")
-        self._need(out, self._width(a))
+        self._need(a, self._width(a), tail)
+        self._need(out, self._width(a), tail)
         if kind in ("silu_mul", "add", "mul"):
-            self._need(b, self._width(a))
+            self._need(b, self._width(a), tail)
         else:
             b = a
         s.op, s.a, s.b, s.out, s.width, s.tail, s.number = known[kind], a, b, out, self._width(a), tail, number
@@ -607,8 +671,10 @@ cdef class Program:
 
     def slice(self, int a, int out, i64 start, bint tail):
         cdef CStep s
-        if start < 0 or start + self._width(out) > self._width(a):
-            raise ValueError(f"columns {start}..{start + self._width(out)} of {self._width(a)}")
+        if start < 0 or start > self._width(a) - self._width(out):
+            raise ValueError(f"{self._width(out)} columns from {start} on, of {self._width(a)}")
+        self._need(a, self._width(a), tail)
+        self._need(out, self._width(out), tail)
         s.op, s.a, s.out, s.start, s.width, s.tail = kSlice, a, out, start, self._width(out), tail
         self._add(s)
 
@@ -623,7 +689,9 @@ cdef class Program:
             raise ValueError(f"attention of {heads} heads with {kv_heads} key heads")
         layer.kv_heads, layer.k_f16, layer.v_f16 = kv_heads, k_f16, v_f16
         layer.key_dim, layer.value_dim = self._width(k) // kv_heads, self._width(v) // kv_heads
-        self._need(out, heads * layer.value_dim)
+        for slot in (q, k, v):
+            self._need(slot, self._width(slot), False)
+        self._need(out, heads * layer.value_dim, False)
         s.cache = self.program.get().add_cache_layer(layer)
         s.attention.heads, s.attention.kv_heads = heads, kv_heads
         s.attention.key_dim, s.attention.value_dim = layer.key_dim, layer.value_dim
@@ -649,11 +717,16 @@ cdef class Program:
         cdef const int32_t[::1] tokens
         cdef const int32_t *id_pointer = NULL
         cdef vector[i64] counts, prefix
-        self.current = None
+        # Whatever may run Python code comes before the checks.
+        cdef list pairs = [(int(sequence), int(length)) for sequence, length in (prefixes or {}).items()]
         if n < 1:
             raise ValueError("a batch of no tokens")
         if ids is not None:
             tokens = ids
+        _unused(self.running)
+        _unused(c.busy)
+        p.end()
+        if ids is not None:
             if tokens.shape[0] != n:
                 raise ValueError(f"{tokens.shape[0]} ids for {n} tokens")
             id_pointer = &tokens[0]
@@ -681,7 +754,7 @@ cdef class Program:
             if c.length(i) + counts[i] > c.context():
                 raise ValueError(f"sequence {i} would hold {c.length(i) + counts[i]} tokens; the context is "
                                  f"{c.context()}")
-        for sequence, length in (prefixes or {}).items():
+        for sequence, length in pairs:
             if not 0 <= sequence < c.sequences():
                 raise ValueError(f"sequence {sequence}; the cache has {c.sequences()}")
             if length > c.length(sequence) and counts[sequence] and length > c.length(sequence) + counts[sequence]:
@@ -691,42 +764,75 @@ cdef class Program:
         for i in range(wanted.shape[0]):
             if not 0 <= wanted[i] < n:
                 raise ValueError(f"token {wanted[i]} is wanted of a batch of {n}")
-        p.begin(c, n, id_pointer, positions.shape[0], &positions[0, 0], &sequences[0], wanted.shape[0],
-                &wanted[0] if wanted.shape[0] else NULL, prefix.data())
-        self.begun, self.current = True, cache
+        try:
+            p.begin(cache.cache, n, id_pointer, positions.shape[0], &positions[0, 0] if positions.shape[0] else NULL,
+                    &sequences[0], wanted.shape[0], &wanted[0] if wanted.shape[0] else NULL, prefix.data())
+        except BaseException:
+            c.version += 1  # a forward begun elsewhere must not look for what is freed here
+            for i in range(c.sequences()):
+                c.truncate(i, c.length(i))
+            raise
+        self.begun = True
 
     def run(self, i64 start, i64 stop):
         """Runs steps start..stop-1; raises what a signal handler raised meanwhile (KeyboardInterrupt)."""
         cdef int result
+        cdef CProgram *p = self.program.get()
+        cdef CCache *c
         if not 0 <= start <= stop <= self.program.get().steps():
             raise ValueError(f"steps {start}..{stop} of {self.program.get().steps()}")
-        if self.current is None:
-            raise ValueError("no forward was begun")
-        with nogil:
-            result = self.program.get().run(start, stop, _signals, NULL)
-        if result:
-            _pending()
+        c = self._current()
+        _unused(c.busy)
+        self.running = c.busy = process_id()
+        try:
+            with nogil:
+                result = p.run(start, stop, _signals, NULL)
+            if result:
+                _pending()
+        except BaseException:
+            self.running = c.busy = 0
+            p.end()
+            raise
+        self.running = c.busy = 0
 
     def commit(self):
         """The cache now holds the tokens of the batch."""
-        if self.current is None:
-            raise ValueError("no forward was begun")
+        _unused(self._current().busy)
         self.program.get().commit()
-        self.current = None
+
+    def end(self):
+        """Gives up the forward, if one was begun; the cache is as before."""
+        _unused(self.running)
+        self.program.get().end()
+
+    @property
+    def threads(self):
+        """Threads at work, or wanted before the first forward; fewer where the system gave no more."""
+        return self.program.get().threads()
+
+    cdef CCache *_current(self) except NULL:
+        _unused(self.running)
+        cdef CCache *c = self.program.get().cache()
+        if c == NULL:
+            raise ValueError("no forward was begun, or its cache was changed since")
+        return c
+
+    cdef int _rows(self, int slot, i64 rows, i64 columns) except -1:
+        _unused(self.running)
+        cdef i64 width = self._width(slot), there = self.program.get().slot_rows(slot)
+        if columns != width or rows != there:
+            raise ValueError(f"slot {slot} is {there} x {width}, not {rows} x {columns}")
+        return 0
 
     def read(self, int slot, float[:, ::1] out):
         """A slot's numbers."""
-        if out.shape[1] != self._width(slot) or out.shape[0] != self.program.get().slot_rows(slot):
-            raise ValueError(f"slot {slot} is {self.program.get().slot_rows(slot)} x {self._width(slot)}, not "
-                             f"{out.shape[0]} x {out.shape[1]}")
+        self._rows(slot, out.shape[0], out.shape[1])
         if out.shape[0]:
             self.program.get().read_slot(slot, &out[0, 0])
 
     def write(self, int slot, const float[:, ::1] values):
         """Sets a slot's numbers."""
-        if values.shape[1] != self._width(slot) or values.shape[0] != self.program.get().slot_rows(slot):
-            raise ValueError(f"slot {slot} is {self.program.get().slot_rows(slot)} x {self._width(slot)}, not "
-                             f"{values.shape[0]} x {values.shape[1]}")
+        self._rows(slot, values.shape[0], values.shape[1])
         if values.shape[0]:
             self.program.get().write_slot(slot, &values[0, 0])
 

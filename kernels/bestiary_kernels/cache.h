@@ -50,16 +50,18 @@ class Cache {
         length_[(size_t)sequence] = length;
         segments_[(size_t)sequence].resize((size_t)((length + kSegment - 1) / kSegment));
     }
-    void copy(i64 source, i64 target, i64 length) {
-        if (source != target) {
-            truncate(target, 0);
-            reserve(target, length);
-            for (size_t i = 0; i < segments_[(size_t)target].size(); ++i)
-                std::memcpy(segments_[(size_t)target][i].data(), segments_[(size_t)source][i].data(), size_);
-        }
-        truncate(target, length);
+    // The segments of `length` tokens; reserve and truncate the target before and after.
+    void copy_segments(i64 source, i64 target, i64 length) {
+        if (source == target) return;
+        for (size_t i = 0; (i64)i * kSegment < length; ++i)
+            std::memcpy(segments_[(size_t)target][i].data(), segments_[(size_t)source][i].data(), size_);
     }
     uint8_t *segment(i64 sequence, i64 index) const { return segments_[(size_t)sequence][(size_t)index].data(); }
+    // The process in which a thread works on the segments without the GIL: nobody else may touch them meanwhile.
+    // (After a fork that thread is not here.)
+    i64 busy = 0;
+    // Counts what changed the cache: a forward that was begun before does not fit any more.
+    i64 version = 0;
     i64 bytes() const {
         i64 sum = 0;
         for (const auto &list : segments_) sum += (i64)(list.size() * size_);

@@ -94,7 +94,7 @@ void Layout::read_codes(const uint8_t *row, uint8_t *out) const {
     }
 }
 
-void Layout::decode(const uint8_t *row, float *out) const {
+void Layout::decode(const uint8_t *row, float *out, uint8_t *code) const {
     if (kind == kF32) {
         std::memcpy(out, row, (size_t)columns * 4);
         return;
@@ -109,12 +109,11 @@ void Layout::decode(const uint8_t *row, float *out) const {
         }
         return;
     }
-    std::vector<uint8_t> code((size_t)columns);
-    read_codes(row, code.data());
+    read_codes(row, code);
     for (i64 g = 0; g * group < columns; ++g) {
         const float d = scale.value(row, g), m = minimum ? minimum_sign * low.value(row, g) : 0.0f;
         for (i64 i = g * group; i < (g + 1) * group && i < columns; ++i) {
-            out[i] = (float)((i64)code[(size_t)i] - zero) * d;
+            out[i] = (float)((i64)code[i] - zero) * d;
             if (minimum) out[i] = out[i] + m;
         }
     }

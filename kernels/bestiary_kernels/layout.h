@@ -45,7 +45,8 @@ struct Layout {
     FactorField scale, low;
 
     void read_codes(const uint8_t *row, uint8_t *out) const; // columns codes, unsigned
-    void decode(const uint8_t *row, float *out) const;
+    // code: room for `columns` bytes; plain numbers need none.
+    void decode(const uint8_t *row, float *out, uint8_t *code) const;
 };
 
 float half_to_float(uint16_t h);

@@ -2,6 +2,7 @@
 #include "pool.h"
 
 #include <chrono>
+#include <exception>
 
 #if defined(__linux__)
 #include <linux/futex.h>
@@ -22,8 +23,6 @@
 
 namespace bestiary {
 
-namespace {
-
 i64 process_id() {
 #if defined(_WIN32)
     return _getpid();
@@ -31,6 +30,8 @@ i64 process_id() {
     return getpid();
 #endif
 }
+
+namespace {
 
 #if defined(__linux__)
 void sleep_while(std::atomic<uint32_t> &word, uint32_t value) {
@@ -78,9 +79,15 @@ constexpr i64 kMostChunks = 60000; // a cursor has 16 bits for them
 
 } // namespace
 
-Pool::Pool(int threads) : count_(threads), process_(process_id()), cursors_(new Cursor[(size_t)threads]) {
+Pool::Pool(int threads) : count_(1), process_(process_id()), cursors_(new Cursor[(size_t)threads]) {
     scratch_.resize((size_t)threads);
-    for (int i = 1; i < threads; ++i) threads_.emplace_back([this, i] { loop(i); });
+    threads_.reserve((size_t)threads);
+    // A system that gives no more threads is no reason to end: results do not depend on their number.
+    try {
+        for (; count_ < threads; ++count_) threads_.emplace_back([this, i = count_] { loop(i); });
+    } catch (const std::exception &) {
+    }
+    scratch_.resize((size_t)count_);
 }
 
 Pool::~Pool() {

@@ -18,7 +18,7 @@ class Pool {
     Pool(const Pool &) = delete;
     Pool &operator=(const Pool &) = delete;
 
-    int threads() const { return count_; }
+    int threads() const { return count_; } // may be fewer than asked for: see the constructor
     // Runs function(argument, chunk, worker) for every chunk, on at most `active` threads, and returns when all are done.
     void run(i64 chunks, Function function, void *argument, int active);
     // Scratch memory of a worker; `reserve` before `run`.
@@ -50,6 +50,8 @@ class Pool {
     alignas(64) std::atomic<uint32_t> remaining_{0};
     std::atomic<int> waiting_{0};
 };
+
+i64 process_id();
 
 // The least of the affinity mask, the control group's quota (rounded down) and the physical cores; at least 1.
 int usable_threads();

@@ -49,16 +49,21 @@ template <typename F> void Program::parallel(i64 chunks, F function, bool share)
                !share ? 1 : tokens_ > 1 ? threads_prefill_ : threads_);
 }
 
-void Program::begin(Cache *cache, i64 tokens, const int32_t *ids, i64 streams, const int32_t *positions,
+void Program::begin(const std::shared_ptr<Cache> &given, i64 tokens, const int32_t *ids, i64 streams, const int32_t *positions,
                     const int32_t *sequences, i64 wanted, const int32_t *which, const i64 *prefixes) {
     if (pool_ && !pool_->alive()) pool_.release(); // after a fork: its threads and their stacks are gone
     if (!pool_) pool_.reset(new Pool(std::max(threads_, threads_prefill_)));
-    cache_ = cache, tokens_ = tokens, wanted_ = wanted;
+    Cache *cache = given.get();
+    end();
+    tokens_ = wanted_ = 0; // no slot has rows until all of this has succeeded
     ids_.assign(ids, ids ? ids + tokens : ids);
     positions_.assign(positions, positions + streams * tokens);
     which_.assign(which, which + wanted);
     size_t floats = 0;
-    for (const Slot &slot : slots_) floats += (size_t)(slot.stride * (slot.tail ? wanted : tokens)) + 16;
+    for (const Slot &slot : slots_) {
+        floats += (size_t)(slot.stride * (slot.tail ? wanted : tokens)) + 16;
+        if (floats > size_t(1) << 46) throw std::bad_alloc(); // long before it could wrap
+    }
     arena_.grow(floats * 4);
     float *p = reinterpret_cast<float *>(arena_.data());
     for (Slot &slot : slots_) {
@@ -86,6 +91,8 @@ void Program::begin(Cache *cache, i64 tokens, const int32_t *ids, i64 streams, c
         }
         if (s.op == kStore) scratch = std::max(scratch, (size_t)(2 * (s.attention.key_dim + 16)));
     }
+    for (const Step &s : steps_)
+        if (s.op == kEmbed && s.layout) scratch = std::max(scratch, (size_t)s.width);
     pool_->reserve(scratch);
 
     place_.resize((size_t)tokens);
@@ -107,10 +114,13 @@ void Program::begin(Cache *cache, i64 tokens, const int32_t *ids, i64 streams, c
         const i64 place = place_[(size_t)t], prefix = prefixes[sequences[t]];
         queries_[(size_t)start[(size_t)sequences[t]]++] = {t, place, place < prefix ? prefix : place + 1};
     }
+    tokens_ = tokens, wanted_ = wanted, cache_ = given, version_ = cache->version;
 }
 
 void Program::commit() {
     for (const Span &span : spans_) cache_->set_length(span.sequence, cache_->length(span.sequence) + span.count);
+    ++cache_->version;
+    end();
 }
 
 void Program::read_slot(int slot, float *to) const {
@@ -160,12 +170,12 @@ void Program::execute(const Step &s) {
 // A step that does each row alone; `cost` of a row in numbers copied.
 void Program::rows_step(const Step &s, i64 rows, i64 cost) {
     const i64 chunks = std::max<i64>(1, std::min(rows, rows * cost / kChunkWork));
-    parallel(chunks, [&](i64 chunk, int) {
-        for (i64 t = rows * chunk / chunks; t < rows * (chunk + 1) / chunks; ++t) row(s, t);
+    parallel(chunks, [&](i64 chunk, int worker) {
+        for (i64 t = rows * chunk / chunks; t < rows * (chunk + 1) / chunks; ++t) row(s, t, worker);
     });
 }
 
-void Program::row(const Step &s, i64 t) {
+void Program::row(const Step &s, i64 t, int worker) {
     const i64 n = s.width;
     const float *x = at(s.a, t);
     float *out = at(s.out, t);
@@ -173,7 +183,7 @@ void Program::row(const Step &s, i64 t) {
     case kEmbed: {
         const i64 r = s.by_position ? positions_[(size_t)t] : ids_[(size_t)t];
         if (s.matrix) unpack_row(*s.matrix, r, out);
-        else s.layout->decode(s.rows + r * s.layout->row_bytes, out);
+        else s.layout->decode(s.rows + r * s.layout->row_bytes, out, pool_->scratch(worker));
         break;
     }
     case kGather: std::memcpy(out, at(s.a, which_[(size_t)t]), (size_t)n * 4); break;

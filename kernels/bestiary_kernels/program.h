@@ -4,6 +4,7 @@
 #include "layout.h"
 #include "pool.h"
 
+#include <algorithm>
 #include <memory>
 
 namespace bestiary {
@@ -65,13 +66,19 @@ class Program {
     const Table *table() const { return table_; }
 
     // Starts a forward: sizes all slots. Everything has been checked: ids, positions, sequences, room in the cache.
-    void begin(Cache *cache, i64 tokens, const int32_t *ids, i64 streams, const int32_t *positions,
+    // Where memory does not suffice, no forward is begun.
+    void begin(const std::shared_ptr<Cache> &cache, i64 tokens, const int32_t *ids, i64 streams, const int32_t *positions,
                const int32_t *sequences, i64 wanted, const int32_t *which, const i64 *prefixes);
     // Runs steps from..to-1; -1 as soon as `check`, asked every 20 ms or so between steps, is not 0.
     int run(i64 from, i64 to, int (*check)(void *), void *argument);
     void commit(); // the cache now holds the tokens
+    void end() { cache_.reset(); }
+    // Null where no forward was begun, or where the cache was changed since.
+    Cache *cache() const { return cache_ && cache_->version == version_ ? cache_.get() : nullptr; }
+    int threads() const { return pool_ ? pool_->threads() : std::max(threads_, threads_prefill_); }
     i64 slot_rows(int slot) const { return slots_[(size_t)slot].tail ? wanted_ : tokens_; }
     i64 slot_width(int slot) const { return slots_[(size_t)slot].width; }
+    bool slot_tail(int slot) const { return slots_[(size_t)slot].tail; }
     i64 slots() const { return (i64)slots_.size(); }
     void read_slot(int slot, float *to) const;
     void write_slot(int slot, const float *from);
@@ -88,7 +95,7 @@ class Program {
     };
     void execute(const Step &s);
     void rows_step(const Step &s, i64 rows, i64 cost);
-    void row(const Step &s, i64 t);
+    void row(const Step &s, i64 t, int worker);
     void quantize(const Step &s, i64 rows);
     void linear(const Step &s, i64 rows);
     void store(const Step &s);
@@ -108,7 +115,8 @@ class Program {
     i64 most_blocks_ = 0, most_factors_ = 0, most_plain_ = 0;
 
     // the forward that runs
-    Cache *cache_ = nullptr;
+    std::shared_ptr<Cache> cache_; // kept alive until the forward ends
+    i64 version_ = 0;
     i64 tokens_ = 0, wanted_ = 0;
     std::vector<int32_t> ids_, positions_, which_;
     std::vector<i64> place_;       // position of a token in the cache
