@@ -93,7 +93,7 @@ class Lab:
         return np.concatenate(results)
 
     def limits(self, **given: Any) -> Limits:
-        return Limits(**({"context": 1024, "threads": 1, "sequences": 4} | given))
+        return Limits(**({"context": 1024, "batch": 1024, "threads": 1, "sequences": 4} | given))
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def test_bad_batches_are_refused(lab: Lab, plan: CpuPlan) -> None:
         (Batch(good.tokens, good.positions, good.sequences, np.array([3], np.int32)), "token 3 is wanted"),
         (Batch(good.tokens, good.positions[:, :2], good.sequences, good.wanted), "positions of 1 x 2"),
         (Batch(None, good.positions, good.sequences, good.wanted), "begins with token ids"),
-        (lab.batch([]), "no tokens"),
+        (lab.batch([]), "a batch of no tokens"),
     ):
         with pytest.raises(BestiaryError, match=message):
             plan.forward(bad, cache)

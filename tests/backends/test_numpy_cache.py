@@ -90,13 +90,14 @@ def test_a_sequence_never_holds_more_than_was_put_there() -> None:
 
 
 REFUSED: Mapping[str, tuple[Batch, str]] = {
-    "a token too large": (batch([1, VOCABULARY], 4), f"a token outside of 0..{VOCABULARY - 1}"),
-    "a token below zero": (batch([-1, 2], 4), "a token outside of 0"),
+    "a token too large": (batch([1, VOCABULARY], 4), f"token id {VOCABULARY}; the vocabulary has {VOCABULARY}"),
+    "a token below zero": (batch([-1, 2], 4), "token id -1; the vocabulary has"),
     "a full context": (batch([1] * 9, 4), "the context of 12 tokens is full"),
     "a batch too large": (batch([1] * 11, 4), "a batch of 11 tokens; the limit is 10"),
-    "a sequence too many": (batch([1], 0, 3), "sequence 3 of 3"),
-    "a sequence below zero": (batch([1], 0, -1), "sequence -1 of 3"),
-    "no tokens": (Batch(None, np.zeros((1, 1), np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32)), "starts with"),
+    "a sequence too many": (batch([1], 0, 3), "sequence 3; the cache has 3"),
+    "a sequence below zero": (batch([1], 0, -1), "sequence -1; the cache has 3"),
+    "no tokens": (Batch(None, np.zeros((1, 1), np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32)),
+                  "begins with token ids"),
 }
 
 

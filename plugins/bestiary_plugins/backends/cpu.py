@@ -6,15 +6,18 @@ decoded while loading and kept as 8-bit blocks.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bestiary.backend import Backend, Batch, KVCache, Limits, Plan, Progress
+from bestiary.batch_check import BatchCheck
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph
 from bestiary.tensor import Tensor
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     import bestiary_kernels
     from bestiary_plugins.backends.cpu_lower import Call, Lowered
     from bestiary_plugins.backends.cpu_pack import Weights
+
+log = logging.getLogger("bestiary")
 
 CACHE_TYPES = ("f32", "f16")
 """Encodings of keys and values. What exceeds f16 becomes infinite."""
@@ -35,11 +40,35 @@ def _cache_f16(limits: Limits) -> tuple[bool, bool]:
     return limits.cache_type_k == "f16", limits.cache_type_v == "f16"
 
 
+@contextmanager
+def _in_words(doing: str) -> Iterator[None]:
+    """What the kernels refuse, as an error of the user's."""
+    try:
+        yield
+    except MemoryError:
+        raise BestiaryError(f"out of memory {doing}") from None
+    except (ValueError, OverflowError) as error:
+        raise BestiaryError(str(error)) from None
+
+
+class Turns:
+    """A lock for each process: after a fork, the parent's may be held by a thread that is not here."""
+
+    def __init__(self) -> None:
+        self._lock, self._process = threading.RLock(), os.getpid()
+
+    def turn(self) -> AbstractContextManager[object]:
+        """What to enter: others wait. A call from inside comes through, and the kernels refuse what would harm."""
+        if self._process != os.getpid():
+            self._lock, self._process = threading.RLock(), os.getpid()
+        return self._lock
+
+
 class CpuCache(KVCache):
-    """Keys and values in segments of 256 positions, allocated as they fill."""
+    """Keys and values in segments of 256 positions, allocated as they fill. Threads wait for one another."""
 
     def __init__(self, native: bestiary_kernels.Cache) -> None:
-        self.native = native
+        self.native, self.turns = native, Turns()
 
     def length(self, sequence: int) -> int:
         return int(self._checked(self.native.length, sequence))
@@ -52,14 +81,12 @@ class CpuCache(KVCache):
 
     @property
     def nbytes(self) -> int:
-        return self.native.nbytes
+        with self.turns.turn():
+            return self.native.nbytes
 
-    @staticmethod
-    def _checked(function: Any, *arguments: int) -> Any:
-        try:
+    def _checked(self, function: Any, *arguments: int) -> Any:
+        with self.turns.turn(), _in_words("for keys and values"):
             return function(*arguments)
-        except ValueError as error:
-            raise BestiaryError(str(error)) from None
 
 
 class CpuPlan(Plan):
@@ -71,7 +98,7 @@ class CpuPlan(Plan):
         self._program: bestiary_kernels.Program | None = program
         self._lowered = lowered
         self._prefix = any(node.params.get("mask") == "prefix" for node in graph.nodes if node.op == "attention")
-        self._lock, self._process = threading.Lock(), os.getpid()
+        self._check, self._turns, self._begun = BatchCheck(graph, limits), Turns(), False
 
     @property
     def program(self) -> bestiary_kernels.Program:
@@ -87,43 +114,49 @@ class CpuPlan(Plan):
         if kinds != _cache_f16(self.limits):
             raise BestiaryError(f"a cache of {limits.cache_type_k} keys and {limits.cache_type_v} values; the plan was "
                                 f"compiled for {self.limits.cache_type_k} and {self.limits.cache_type_v}")
-        return CpuCache(Cache(self.program, limits.sequences, limits.context, *kinds))
+        with _in_words(f"for a cache of {limits.sequences} sequences"):
+            return CpuCache(Cache(self.program, limits.sequences, limits.context, *kinds))
 
     def forward(self, batch: Batch, cache: KVCache, output: str = "logits") -> NDArray[np.float32]:
         if not isinstance(cache, CpuCache):
             raise TypeError("the cache is another backend's")
         if output not in self._lowered.ends:
             raise BestiaryError(f"unknown output {output!r}; known: hidden, logits")
-        if self._process != os.getpid():  # after a fork the lock may be held by a thread that is not here
-            self._lock, self._process = threading.Lock(), os.getpid()
-        with self._lock:
-            return self._forward(batch, cache, output)
+        with self._turns.turn(), cache.turns.turn():
+            return self._forward(self._check(batch, cache.native.sequences), cache, output)
 
     def _forward(self, batch: Batch, cache: CpuCache, output: str) -> NDArray[np.float32]:
-        program = self.program
-
-        def ints(values: NDArray[np.int32]) -> NDArray[np.int32]:
-            return np.ascontiguousarray(values, np.int32)
-
+        program, doing = self.program, f"for a batch of {len(batch.sequences)} tokens"
+        with _in_words(doing):
+            program.begin(cache.native, batch.tokens, batch.positions, batch.sequences, batch.wanted,
+                          batch.prefixes if self._prefix else None)
         try:
-            program.begin(cache.native, None if batch.tokens is None else ints(batch.tokens), ints(batch.positions),
-                          ints(batch.sequences), ints(batch.wanted), batch.prefixes if self._prefix else None)
-            for slot in self._lowered.inputs:
-                if batch.hidden is None:
-                    raise BestiaryError("this graph begins with a hidden state, and the batch has none")
-                program.write(slot, np.ascontiguousarray(batch.hidden, np.float32))
-        except ValueError as error:
-            raise BestiaryError(str(error)) from None
-        stop, slot = self._lowered.ends[output]
-        for part in self._lowered.parts[:stop]:
-            if isinstance(part, tuple):
-                program.run(*part)
-            else:
-                self._call(part)
-        result = np.empty((len(batch.wanted), self._width(output)), np.float32)
-        program.read(slot, result)
-        program.commit()
+            if not self._begun:
+                self._begun = True
+                self._count_threads(program)
+            with _in_words(doing):
+                for slot in self._lowered.inputs:
+                    program.write(slot, batch.hidden)  # type: ignore[arg-type]  # the check wants one
+            stop, slot = self._lowered.ends[output]
+            for part in self._lowered.parts[:stop]:
+                if isinstance(part, tuple):
+                    with _in_words(doing):
+                        program.run(*part)
+                else:
+                    self._call(part)
+            with _in_words(doing):
+                result = np.empty((len(batch.wanted), self._width(output)), np.float32)
+                program.read(slot, result)
+                program.commit()
+        except BaseException:
+            program.end()
+            raise
         return result
+
+    def _count_threads(self, program: bestiary_kernels.Program) -> None:
+        wanted = max(self.limits.threads or 0, self.limits.threads_prefill or 0)
+        if program.threads < wanted:
+            log.warning("the system gives %d threads, not %d", program.threads, wanted)
 
     def _width(self, output: str) -> int:
         return self.graph.nodes[self.graph.hidden if output == "hidden" else self.graph.output].width
@@ -143,7 +176,7 @@ class CpuPlan(Plan):
     def close(self) -> None:
         from bestiary_plugins.backends.cpu_pack import Weights
 
-        with self._lock:
+        with self._turns.turn():
             self._program, self.weights = None, Weights()
 
 
@@ -190,10 +223,11 @@ class CpuBackend(Backend):
         refuse(graph)
         kinds = _cache_f16(limits)
         threads = limits.threads or usable_threads()
-        try:
+        with _in_words("for the threads"):
             program = Program(self.isa(), threads, limits.threads_prefill or threads)
-        except ValueError as error:
-            raise BestiaryError(str(error)) from None
-        weights = load(graph, tensors, max(threads, limits.threads_prefill or threads),
-                       share.weights if isinstance(share, CpuPlan) else None, progress)
-        return CpuPlan(graph, limits, weights, program, lower(graph, weights, program, kinds))
+        try:
+            weights = load(graph, tensors, max(threads, limits.threads_prefill or threads),
+                           share.weights if isinstance(share, CpuPlan) else None, progress)
+            return CpuPlan(graph, limits, weights, program, lower(graph, weights, program, kinds))
+        except MemoryError:
+            raise BestiaryError("out of memory while loading the weights") from None

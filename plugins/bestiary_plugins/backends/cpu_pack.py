@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -21,6 +21,9 @@ from bestiary_kernels import Layout, Matrix, quantize_q8_0
 from bestiary_plugins.encodings import Q8_0
 
 log = logging.getLogger("bestiary")
+
+Piece = tuple[str, int, int, Encoding]
+"""A tensor's rows: name, first row, last + 1, and the encoding that the kernels get."""
 
 CHUNK_BYTES = 4 << 20
 """What one thread reads at a time."""
@@ -132,7 +135,7 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
         if tuple(tensors[name].shape) != tuple(shape):
             raise BestiaryError(f"tensor {name} has the shape {tuple(tensors[name].shape)}; the model needs "
                                 f"{tuple(shape)}")
-    work: list[tuple[str, int, int, Encoding]] = []
+    work: list[Piece] = []
     warned: set[str] = set()
     for name in graph.weights:
         tensor = tensors[name]
@@ -160,7 +163,7 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
         step = max(1, CHUNK_BYTES // max(1, tensor.row_bytes) // 16) * 16  # whole row groups
         work += [(name, start, min(start + step, tensor.rows), encoding) for start in range(0, tensor.rows, step)]
 
-    def one(item: tuple[str, int, int, Encoding]) -> int:
+    def one(item: Piece) -> int:
         name, start, stop, encoding = item
         rows = _read(tensors[name], start, stop, encoding)
         if name in weights.matrices:
@@ -171,12 +174,23 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
 
     total = sum(tensors[name].nbytes for name in {item[0] for item in work})
     done = 0
+    for count in _on_threads(one, work, threads):
+        done = min(total, done + count)
+        if progress:
+            progress(done, total, "loading")
+    return weights
+
+
+def _on_threads(one: Callable[[Piece], int], work: list[Piece], threads: int) -> Iterator[int]:
+    """one(item) for all items, in order; on the calling thread where the system gives no more."""
     pool = ThreadPoolExecutor(threads)
     try:
-        for count in pool.map(one, work):
-            done = min(total, done + count)
-            if progress:
-                progress(done, total, "loading")
+        try:
+            results: Iterator[int] = pool.map(one, work)
+        except RuntimeError as error:  # can't start new thread
+            pool.shutdown(cancel_futures=True)  # what runs already ends first: nothing is written twice at a time
+            log.warning("loading on one thread: %s", error)
+            results = map(one, work)
+        yield from results
     finally:
         pool.shutdown(cancel_futures=True)
-    return weights

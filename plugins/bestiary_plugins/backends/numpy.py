@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bestiary.backend import Backend, Batch, KVCache, Limits, Plan, Progress
+from bestiary.batch_check import BatchCheck
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph, Node
 from bestiary.tensor import Tensor
@@ -33,13 +35,19 @@ class NumpyCache(KVCache):
         self.lengths = [0] * limits.sequences
 
     def length(self, sequence: int) -> int:
-        return self.lengths[sequence]
+        return self.lengths[self._known(sequence)]
+
+    def _known(self, sequence: int) -> int:
+        if not 0 <= sequence < len(self.lengths):
+            raise BestiaryError(f"sequence {sequence}; the cache has {len(self.lengths)}")
+        return sequence
 
     def truncate(self, sequence: int, length: int) -> None:
         self.copy(sequence, sequence, length)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        if not 0 <= length <= self.lengths[source]:
+        self._known(target)
+        if not 0 <= length <= self.lengths[self._known(source)]:
             raise BestiaryError(f"sequence {source} holds {self.lengths[source]} tokens, not {length}")
         kept = {layer: (k[:length], v[:length])
                 for (layer, sequence), (k, v) in self.rows.items() if sequence == source}
@@ -65,6 +73,7 @@ class NumpyPlan(Plan):
 
     def __init__(self, graph: Graph, weights: dict[str, Floats], limits: Limits) -> None:
         self.graph, self.limits, self.weights = graph, limits, weights
+        self._check, self._lock, self._closed = BatchCheck(graph, limits), threading.RLock(), False
 
     def new_cache(self, limits: Limits | None = None) -> NumpyCache:
         return NumpyCache(limits or self.limits)
@@ -72,6 +81,18 @@ class NumpyPlan(Plan):
     def forward(self, batch: Batch, cache: KVCache, output: str = "logits") -> Floats:
         if not isinstance(cache, NumpyCache):
             raise TypeError("the cache is another backend's")
+        if output not in ("hidden", "logits"):
+            raise BestiaryError(f"unknown output {output!r}; known: hidden, logits")
+        with self._lock:
+            if self._closed:
+                raise BestiaryError("the plan was closed")
+            return self._forward(self._check(batch, len(cache.lengths)), cache, output)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed, self.weights = True, {}
+
+    def _forward(self, batch: Batch, cache: NumpyCache, output: str) -> Floats:
         run = Forward(self, batch, cache)
         results: list[Floats] = []
         rows, lengths = dict(cache.rows), list(cache.lengths)
@@ -96,12 +117,8 @@ class Forward:
         self.batch, self.cache, self.plan = batch, cache, plan
         count = len(batch.sequences)
         self.groups = {int(s): np.flatnonzero(batch.sequences == s) for s in np.unique(batch.sequences)}
-        if count > plan.limits.batch:
-            raise BestiaryError(f"a batch of {count} tokens; the limit is {plan.limits.batch}")
         self.places = np.zeros(count, np.int64)  # of each token, in the cache of its sequence
         for sequence, tokens in self.groups.items():
-            if not 0 <= sequence < cache.limits.sequences:
-                raise BestiaryError(f"sequence {sequence} of {cache.limits.sequences}")
             past = cache.length(sequence)
             if past + len(tokens) > cache.limits.context:
                 raise BestiaryError(f"the context of {cache.limits.context} tokens is full")
@@ -109,15 +126,11 @@ class Forward:
 
     def input(self, node: Node) -> Floats:
         if self.batch.hidden is None:
-            raise BestiaryError("this graph starts with a hidden state; the batch has none")
+            raise BestiaryError("this graph begins with a hidden state, and the batch has none")
         return self.batch.hidden
 
     def embed(self, node: Node, weight: Floats) -> Floats:
         index = self.batch.tokens if node.params["index"] == "token" else self.batch.positions[0]
-        if index is None:
-            raise BestiaryError("this graph starts with token ids; the batch has none")
-        if len(index) and (index.min() < 0 or index.max() >= len(weight)):
-            raise BestiaryError(f"a {node.params['index']} outside of 0..{len(weight) - 1}")
         return weight[index]
 
     def linear(self, node: Node, x: Floats, weight: Floats, bias: Floats | None = None) -> Floats:
