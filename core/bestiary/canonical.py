@@ -43,8 +43,8 @@ def check_layers(checkpoint: Checkpoint, config: Mapping[str, Any], tensors: int
     """Raises BestiaryError where there are fewer tensors than layers: a graph of them would be traced for nothing."""
     layers = config.get("num_hidden_layers")
     if isinstance(layers, int) and layers > tensors:
-        raise BestiaryError(f"{checkpoint.path}: num_hidden_layers = {layers} in the config, and only {tensors} tensors "
-                            "in the checkpoint; most are missing")
+        raise BestiaryError(f"{checkpoint.path}: num_hidden_layers = {layers} in the config, and only {tensors} "
+                            "tensors in the checkpoint; most are missing")
 
 
 def check_shapes(checkpoint: Checkpoint, graph: Graph, tensors: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from bestiary.architecture import PreTokenizer
 from bestiary.checkpoint import TokenizerMaterial, Vocabulary
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, short
+from bestiary.library_steps import check_growth, check_steps
 from bestiary.sentencepiece_model import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from bestiary.table_tokenizer import (
     MAX_GAP,
@@ -23,7 +24,7 @@ from bestiary.table_tokenizer import (
     byte_of,
     checked_name,
 )
-from bestiary.tokenizer_settings import added_tokens, listed_tokens, named_token, read_object
+from bestiary.tokenizer_settings import added_tokens, listed_tokens, named_token, read_settings
 
 if TYPE_CHECKING:
     import tokenizers
@@ -130,7 +131,7 @@ def _loaded(text: str) -> tokenizers.Tokenizer:
 
 def from_json(source: bytes, material: TokenizerMaterial) -> LibraryTokenizer:
     """The tokenizer of a tokenizer.json, with the tokens that the settings beside it add."""
-    data = read_object(source, WHAT)
+    data = read_settings(source, WHAT)
     known = {token.id for token in _checked(data)}
     others = {name: content for name, content in material.files.items() if name != WHAT}
     more = [token for _, token in sorted(added_tokens(others).items()) if token.id not in known]
@@ -156,13 +157,14 @@ def _checked(data: Mapping[str, Any]) -> list[AddedToken]:
         entries, ids = [pair[0] for pair in vocabulary], list(range(len(vocabulary)))
     else:
         raise BestiaryError(f"{WHAT} has no model with a vocabulary")
+    check_steps(data, WHAT)
     added = listed_tokens(data)
     limit = min(len(entries) + len(added) + MAX_GAP, MAX_PIECES)
     if not entries:
         raise BestiaryError(f"{WHAT}: the vocabulary is empty")
     for name, token in [*zip(entries, ids, strict=True), *((token.text, token.id) for token in added)]:
         if not isinstance(name, str) or len(name) > MAX_PIECE:
-            raise BestiaryError(f"{WHAT}: a piece is {str(name)[:40]!r}, no text of at most {MAX_PIECE} characters")
+            raise BestiaryError(f"{WHAT}: a piece is {short(name, 40)}, no text of at most {MAX_PIECE} characters")
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < limit:
             raise BestiaryError(f"{WHAT}: piece {name[:40]!r} has id {str(token)[:20]}; with {len(entries)} pieces "
                                 f"ids below {limit} make sense")
@@ -255,6 +257,8 @@ def _decoding(decoder: Any) -> tuple[Callable[[str], bytes], Callable[[bytes], b
             case _:
                 raise BestiaryError(f"{WHAT}: decoder {json.dumps(step)[:200]} is not implemented; known: ByteLevel, "
                                     "ByteFallback, Fuse, Metaspace, Replace of a text, Strip of one space after Fuse")
+
+    check_growth([max(len(new) / len(old), 1.0) for old, new in replacements], f"{WHAT}: decoder")
 
     def to_bytes(name: str) -> bytes:
         if byte_level:

@@ -7,24 +7,37 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, short
 from bestiary.files import DataFile
 
 SURROGATE = r"\\u[dD][89a-fA-F]"
-LARGEST = 64 << 20
-"""Bytes of a JSON file; tokenizer.json, the largest known, has 35 MB."""
+LARGEST, LARGEST_LIST = 4 << 20, 64 << 20
+"""Bytes of a file of settings, and of one that lists all pieces of a vocabulary or all tensors of a model."""
+MOST_PARTS = 1 << 22
+"""Objects, arrays and commas: each may become 200 bytes of memory. A vocabulary of 262,144 pieces and its merges, the
+largest known, has half as many."""
 
 
-def parse_object(text: bytes | str, what: str, constants: bool = True) -> dict[str, Any]:
-    """The object. what: names the text in the error. constants: NaN and Infinity are allowed, as Python writes them."""
+def parse_object(text: bytes | str, what: str, constants: bool = True, largest: int = LARGEST) -> dict[str, Any]:
+    """The object. what: names the text in the error. constants: NaN and Infinity are allowed, as Python writes them.
+    largest: bytes (or characters) of it."""
+    if len(text) > largest:
+        raise BestiaryError(f"{what} has {len(text)} bytes of JSON; up to {largest} are read")
     try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig")
+        parts = sum(map(text.count, "{[,"))
+        if parts > MOST_PARTS:
+            raise BestiaryError(f"{what} has {parts} objects, arrays and commas; up to {MOST_PARTS} are read")
         value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=None if constants else _no_constant)
-        if re.search(SURROGATE if isinstance(text, str) else SURROGATE.encode(), text):  # type: ignore[arg-type]
+        if re.search(SURROGATE, text):
             json.dumps(value, ensure_ascii=False).encode()  # half a character could never be written again
     except UnicodeEncodeError:
         raise BestiaryError(f"{what} holds half a character (a lone surrogate)") from None
     except RecursionError:
         raise BestiaryError(f"{what} nests too deeply") from None
+    except MemoryError:
+        raise BestiaryError(f"{what} does not fit into memory") from None
     except UnicodeDecodeError as error:
         raise BestiaryError(f"{what} is no UTF-8 text: byte {error.start} is wrong") from None
     except ValueError as error:  # bad syntax, a duplicate key, or a number of more digits than Python converts
@@ -34,12 +47,12 @@ def parse_object(text: bytes | str, what: str, constants: bool = True) -> dict[s
     return value
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, largest: int = LARGEST) -> dict[str, Any]:
     """The object that a file holds."""
     file = DataFile(path)
-    if file.size > LARGEST:
-        raise BestiaryError(f"{path} has {file.size} bytes; JSON files of up to {LARGEST} are read")
-    return parse_object(file.read(0, file.size), str(path))
+    if file.size > largest:
+        raise BestiaryError(f"{path} has {file.size} bytes; files of JSON like it are read up to {largest}")
+    return parse_object(file.read(0, file.size), str(path), largest=largest)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -47,7 +60,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {twice!r} stands there twice")
+        raise ValueError(f"key {short(twice)} stands there twice")
     return result
 
 

@@ -14,7 +14,7 @@ from bestiary.errors import BestiaryError
 from bestiary.template import Segment
 from bestiary.tokenizer import Tokenizer
 
-MAX_PIECES = 1 << 22
+MAX_PIECES = 1 << 20
 MAX_PIECE = 1 << 14
 """Limits of a vocabulary, in pieces and in bytes of one: far above all real ones, and cheap to hold."""
 MAX_GAP = 1 << 16

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, short
+from bestiary.strict_json import LARGEST, LARGEST_LIST, parse_object
 from bestiary.table_tokenizer import MAX_PIECE, MAX_PIECES, AddedToken
 
 Files = Mapping[str, bytes]
@@ -18,21 +18,15 @@ def refuse_pointer(data: bytes, name: str) -> None:
         raise BestiaryError(f"{name} is a Git LFS pointer and not the file itself; fetch it with git lfs pull")
 
 
-def read_object(data: bytes, name: str) -> dict[str, Any]:
+def read_settings(data: bytes, name: str) -> dict[str, Any]:
     """A JSON file that holds an object. Raises BestiaryError for anything else."""
     refuse_pointer(data, name)
-    try:
-        value = json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # ValueError: bad UTF-8, bad JSON, integers of 5,000 digits
-        raise BestiaryError(f"{name} is not valid JSON: {str(error)[:200]}") from None
-    if not isinstance(value, dict):
-        raise BestiaryError(f"{name} holds {type(value).__name__} where an object is expected")
-    return value
+    return parse_object(data, name, largest=LARGEST_LIST if name == "tokenizer.json" else LARGEST)
 
 
 def settings(files: Files, name: str) -> dict[str, Any]:
     """A settings file as an object, empty where it is absent."""
-    return read_object(files[name], name) if name in files else {}
+    return read_settings(files[name], name) if name in files else {}
 
 
 def spelling(value: Any) -> str | None:
@@ -65,7 +59,7 @@ def added_token(value: Any, token: Any, name: str) -> AddedToken:
         token = int(token)
     text = spelling(value)
     if text is None or not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < MAX_PIECES:
-        raise BestiaryError(f"{name}: {str(value)[:80]} with id {str(token)[:20]} is no added token")
+        raise BestiaryError(f"{name}: {short(value, 80)} with id {short(token)} is no added token")
     if len(text) > MAX_PIECE:
         raise BestiaryError(f"{name}: added token {token} is {len(text)} characters long; "
                             f"at most {MAX_PIECE} make sense")

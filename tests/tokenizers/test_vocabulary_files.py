@@ -132,5 +132,5 @@ def test_a_folders_files_are_gathered(tmp_path: Path, small_model: bytes) -> Non
     material = folder_material(tmp_path)
     assert material.bos is None and material.eos is None and material.ends == ()
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(BestiaryError, match="config.json is not valid JSON"):
+    with pytest.raises(BestiaryError, match="config.json cannot be read as JSON"):
         folder_material(tmp_path)

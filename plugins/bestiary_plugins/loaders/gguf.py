@@ -12,6 +12,7 @@ from bestiary.checkpoint import CANONICAL, Checkpoint, TokenizerMaterial
 from bestiary.errors import BestiaryError
 from bestiary.files import DataFile, FileTensor
 from bestiary.loader import Loader
+from bestiary.strict_json import parse_object
 from bestiary.tensor import Tensor
 from bestiary_plugins.loaders.gguf_config import from_keys
 from bestiary_plugins.loaders.gguf_header import Header, read_header
@@ -20,7 +21,6 @@ from bestiary_plugins.loaders.gguf_metadata import Metadata, Value
 from bestiary_plugins.loaders.gguf_types import MAGIC, encoding_of
 from bestiary_plugins.loaders.gguf_vocabulary import read_material
 from bestiary_plugins.loaders.git_lfs import is_pointer
-from bestiary_plugins.loaders.strict_json import parse_object
 
 if TYPE_CHECKING:
     from bestiary.host import Host

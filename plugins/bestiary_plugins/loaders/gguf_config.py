@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bestiary.architecture import Key
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, short
 from bestiary_plugins.loaders.gguf_metadata import LIMITS, Metadata
 
 
@@ -38,7 +38,7 @@ def file_value(key: Key, config: Mapping[str, Any]) -> Any:
     value = lookup(config, key.config)
     if value is not None and key.to_file is not None:
         value = key.to_file(value)
-    return None if value is None else checked(value, key.kind, f"{key.config} = {value!r}")
+    return None if value is None else checked(value, key.kind, f"{key.config} = {short(value)}")
 
 
 def checked(value: Any, kind: str, what: str) -> Any:
@@ -78,12 +78,12 @@ def from_keys(metadata: Metadata, keys: Iterable[Key], architecture: str, base: 
             try:
                 value = key.from_file(value)
             except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-                raise metadata.wrong(name, f"is {value!r}, which is not understood: {error}") from None
+                raise metadata.wrong(name, f"is {short(value)}, which is not understood: {error}") from None
         if value is None:
             continue
         other, earlier = given.setdefault(key.config, (name, value))
         if earlier != value:
-            raise metadata.wrong(name, f"gives {key.config} = {value!r}, and {other} gives {earlier!r}")
+            raise metadata.wrong(name, f"gives {key.config} = {short(value)}, and {other} gives {short(earlier)}")
         store(config, key.config, value)
     return config
 

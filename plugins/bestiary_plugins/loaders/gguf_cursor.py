@@ -9,7 +9,8 @@ from bestiary.files import DataFile
 
 CHUNK = 1 << 20
 # A sparse file of a terabyte is quickly made: being inside the file is not enough for what is held in memory.
-LARGEST_HEADER, MOST_STRINGS = 256 << 20, 1 << 22
+LARGEST_HEADER, MOST_STRINGS = 256 << 20, 1 << 21
+"""MOST_STRINGS: in all arrays of the header; the largest vocabulary known has 262,144 pieces and 514,906 merges."""
 
 
 class Cursor:
@@ -20,6 +21,7 @@ class Cursor:
         self._start, self._buffer, self._at = 0, b"", 0  # the buffer holds the file from _start; _at is inside it
         self._count = struct.Struct("<Q")
         self._strip = False
+        self._strings = 0  # in arrays, so far
 
     @property
     def offset(self) -> int:
@@ -72,9 +74,10 @@ class Cursor:
 
     def strings(self, count: int, what: str) -> list[bytes]:
         """An array of strings. A vocabulary and its merges are 400,000 of them, hence the loop over one buffer."""
-        if count > min(MOST_STRINGS, self.left // self._count.size):
+        self._strings += count
+        if self._strings > MOST_STRINGS or count > self.left // self._count.size:
             raise BestiaryError(f"{self.file.path}: {what} claims {count} strings; the file has {self.left} bytes left "
-                                f"and {MOST_STRINGS} are the most")
+                                f"and {MOST_STRINGS} are the most in a header")
         found: list[bytes] = []
         size, unpack, append = self._count.size, self._count.unpack_from, found.append
         while True:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from bestiary.encoding import Bits, Encoding, Factor, Layout
 from bestiary.errors import BestiaryError, short
+from bestiary.strict_json import LARGEST_LIST, parse_object
 from bestiary.tensor import Tensor
 from bestiary_plugins.loaders.gguf_types import alike
-from bestiary_plugins.loaders.strict_json import parse_object
 
 MOST_OFFSETS, MOST_PIECES, MOST_PLANES, LARGEST_BLOCK = 1 << 16, 16, 8, 1 << 20
 MOST_CODE_BITS, MOST_FIELD_BITS = 16, 24
@@ -200,7 +200,7 @@ def join_planes(text: str, tensors: Mapping[str, Tensor], known: Mapping[str, En
                 what: str) -> dict[str, Tensor]:
     """The tensors of a file with the planes put together that the metadata value `text` describes. An encoding among
     the `known` that has the same description is used in place of it."""
-    with Fields(parse_object(text, what, constants=False), what) as fields:
+    with Fields(parse_object(text, what, False, LARGEST_LIST), what) as fields:
         described, members = fields.take("encodings"), fields.take("tensors")
     Fields(members, f"{what}: tensors")
     encodings = {name: parse_encoding(name, value) for name, value in described.items()} \

@@ -11,6 +11,9 @@ import numpy as np
 
 from bestiary.errors import BestiaryError
 
+MOST_NUMBERS = 1 << 20
+"""Of an array that becomes a list: one for each piece of a vocabulary is the longest known."""
+
 
 @dataclass(frozen=True)
 class Value:
@@ -82,21 +85,31 @@ class Metadata(Mapping[str, Value]):
         except UnicodeDecodeError:
             raise self.wrong(key, "holds what is no UTF-8 text") from None
 
-    def integers(self, key: str) -> list[int] | None:
-        value = self._get(key, tuple(f"{kind}[]" for kind in INTEGERS), "an array of integers")
-        return None if value is None else list(value.tolist())
+    # Of an array of numbers the caller says how many there can be: a list takes forty times its bytes.
 
-    def reals(self, key: str) -> list[float] | None:
+    def integers(self, key: str, count: int | None = None, most: int = MOST_NUMBERS) -> list[int] | None:
+        """count: how many pieces it must match; most: the most there may be."""
+        value = self._get(key, tuple(f"{kind}[]" for kind in INTEGERS), "an array of integers")
+        if value is None:
+            return None
+        self._count(key, len(value), count, most)
+        return list(value.tolist())
+
+    def reals(self, key: str, count: int | None = None, most: int = MOST_NUMBERS) -> list[float] | None:
         value = self._get(key, ("f32[]", "f64[]"), "an array of numbers")
         if value is None:
             return None
+        self._count(key, len(value), count, most)
         if not np.isfinite(value).all():
             raise self.wrong(key, "holds numbers that are not finite")
         return list(value.tolist())
 
     def flags(self, key: str) -> list[bool] | None:
         value = self._get(key, ("bool[]",), "an array of booleans")
-        return None if value is None else [bool(item) for item in value.tolist()]
+        if value is None:
+            return None
+        self._count(key, len(value), None, MOST_NUMBERS)
+        return [bool(item) for item in value.tolist()]
 
     def raw(self, key: str) -> bytes | None:
         value = self._get(key, ("u8[]", "i8[]"), "an array of bytes")
@@ -105,6 +118,12 @@ class Metadata(Mapping[str, Value]):
     def get_kind(self, key: str, kind: str) -> Any:
         """The value as `kind` ("u32", "f32", "bool", "str", or an array of them) wants it in Python."""
         return GETTERS[kind](self, key)
+
+    def _count(self, key: str, found: int, wanted: int | None, most: int) -> None:
+        if wanted is not None and found != wanted:
+            raise self.wrong(key, f"has {found} entries; tokenizer.ggml.tokens has {wanted}")
+        if found > most:
+            raise self.wrong(key, f"has {found} entries; {most} are the most")
 
     def _utf8(self, key: str, value: bytes) -> str:
         try:

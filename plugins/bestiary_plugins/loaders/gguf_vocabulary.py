@@ -14,9 +14,10 @@ from typing import Any
 
 from bestiary.architecture import PreTokenizer, RankList
 from bestiary.checkpoint import TokenizerMaterial, Vocabulary
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, short
 from bestiary.rank_list import with_vocabulary
 from bestiary.sentencepiece_model import BYTE, CONTROL, UNKNOWN, UNUSED
+from bestiary.table_tokenizer import MAX_PIECES
 from bestiary.tokenizer_builder import build_tokenizer
 from bestiary.tokenizer_settings import named_token
 from bestiary_plugins.loaders.gguf_metadata import Metadata
@@ -35,6 +36,7 @@ PAD_SCORE = -10000.0
 
 FILE_KEY = "bestiary.file."
 ENDS_KEY = "bestiary.ends"
+MOST_ENDS = 1024
 # An array of (form, content), since a reader of GGUF shows plain strings to people, and the `gguf` package needs
 # seconds for the same bytes as an array of numbers.
 
@@ -47,14 +49,17 @@ def read_material(metadata: Metadata) -> TokenizerMaterial:
     if model is None or model in NO_TOKENIZER:
         return TokenizerMaterial(files=files, chat_template=template)
     if model not in ALGORITHMS:
-        raise metadata.wrong("tokenizer.ggml.model", f"is {model!r}, which is not read; known: {', '.join(ALGORITHMS)}")
+        raise metadata.wrong("tokenizer.ggml.model", f"is {short(model)}, which is not read; known: "
+                                                     + ", ".join(ALGORITHMS))
     pieces = metadata.strings("tokenizer.ggml.tokens")
     if pieces is None:
         raise metadata.wrong("tokenizer.ggml.tokens", "is missing")
-    kinds = per_piece(metadata, "tokenizer.ggml.token_type", metadata.integers("tokenizer.ggml.token_type"), pieces)
+    if len(pieces) > MAX_PIECES:
+        raise metadata.wrong("tokenizer.ggml.tokens", f"holds {len(pieces)} pieces; {MAX_PIECES} are the most")
+    kinds = metadata.integers("tokenizer.ggml.token_type", len(pieces)) or []
     if model == "llama":
         pieces, kinds = repaired(pieces, kinds)
-    scores = per_piece(metadata, "tokenizer.ggml.scores", metadata.reals("tokenizer.ggml.scores"), pieces)
+    scores = metadata.reals("tokenizer.ggml.scores", len(pieces)) or []
     default = DEFAULTS.get(model, {})
 
     def token(name: str) -> int | None:
@@ -73,11 +78,12 @@ def read_material(metadata: Metadata) -> TokenizerMaterial:
     if add_bos is None:
         add_bos = True if model == "gpt2" and pre in PRE_ADDS_BOS else default.get("add_bos")
     bos, eos = token("bos"), token("eos")
-    named = [token("eot"), token("eom"), *(metadata.integers(ENDS_KEY) or ())]
+    named = [token("eot"), token("eom"), *(metadata.integers(ENDS_KEY, most=MOST_ENDS) or ())]
     spelled = [i for i, piece in enumerate(pieces) if piece in ENDS and kinds and kinds[i] == CONTROL]
     ends = tuple(dict.fromkeys(i for i in (eos, *named, *spelled) if i is not None))
     if any(not 0 <= i < len(pieces) for i in ends):
-        raise metadata.wrong(ENDS_KEY, f"holds {', '.join(map(str, ends))}; the vocabulary has {len(pieces)} pieces")
+        raise metadata.wrong(ENDS_KEY, f"holds {', '.join(map(str, ends[:10]))}; the vocabulary has {len(pieces)} "
+                                       "pieces")
     return TokenizerMaterial(
         files=files, vocabulary=vocabulary, bos=bos, eos=eos,
         add_bos=add_bos, add_eos=metadata.flag("tokenizer.ggml.add_eos_token"), ends=ends, chat_template=template)
@@ -99,12 +105,6 @@ def repaired(pieces: list[bytes], kinds: list[int]) -> tuple[list[bytes], list[i
         if kinds[i] == BYTE and re.fullmatch(rb"<0x[0-9A-Fa-f]>", piece):
             pieces[i] = b"<0x0%c>" % piece[3]
     return pieces, kinds
-
-
-def per_piece(metadata: Metadata, key: str, values: list[Any] | None, pieces: list[bytes]) -> list[Any]:
-    if values is not None and len(values) != len(pieces):
-        raise metadata.wrong(key, f"has {len(values)} entries; tokenizer.ggml.tokens has {len(pieces)}")
-    return values or []
 
 
 def read_files(metadata: Metadata) -> dict[str, bytes]:

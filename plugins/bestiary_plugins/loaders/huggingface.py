@@ -11,10 +11,10 @@ from bestiary.checkpoint import Checkpoint
 from bestiary.errors import BestiaryError
 from bestiary.files import DataFile
 from bestiary.loader import Loader
+from bestiary.strict_json import LARGEST_LIST, read_object
 from bestiary.tensor import Tensor
 from bestiary_plugins.loaders.git_lfs import is_pointer
 from bestiary_plugins.loaders.safetensors import LARGEST_HEADER, open_safetensors
-from bestiary_plugins.loaders.strict_json import read_object
 from bestiary_plugins.loaders.tokenizer_files import folder_material
 from bestiary_plugins.loaders.torch_file import is_torch, open_torch
 
@@ -116,7 +116,7 @@ def file_tensors(path: Path) -> dict[str, Tensor]:
 
 def read_index(path: Path) -> dict[str, str]:
     """Tensor -> the name of the file it is in: a plain one, so that it lies in the folder itself."""
-    shards: Any = read_object(path).get("weight_map")
+    shards: Any = read_object(path, LARGEST_LIST).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise BestiaryError(f"{path} has no weight_map")
     for tensor, shard in shards.items():

@@ -19,9 +19,9 @@ from bestiary.encoding import F16
 from bestiary.errors import BestiaryError
 from bestiary.files import DataFile
 from bestiary.loader import Loader
+from bestiary.strict_json import read_object
 from bestiary.tensor import Tensor
 from bestiary.transform import Join, JoinColumns
-from bestiary_plugins.loaders.strict_json import read_object
 from bestiary_plugins.loaders.tokenizer_files import folder_material
 from bestiary_plugins.loaders.torch_file import open_torch
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from bestiary.encoding import BF16, F16, F32, Encoding
 from bestiary.errors import BestiaryError
 from bestiary.files import DataFile, FileTensor
+from bestiary.strict_json import parse_object
 from bestiary.tensor import Tensor
 from bestiary_plugins.loaders.git_lfs import refuse_pointer
-from bestiary_plugins.loaders.strict_json import parse_object
 
 LARGEST_HEADER = 100_000_000
 MOST_DIMENSIONS, LARGEST_DIMENSION = 8, 1 << 48
@@ -52,7 +52,7 @@ def open_safetensors(file: DataFile) -> dict[str, Tensor]:
     length = int.from_bytes(file.read(0, 8, "the length of the header"), "little")
     if length > LARGEST_HEADER:
         raise BestiaryError(f"{file.path} claims a header of {length} bytes; {LARGEST_HEADER} are the most")
-    header = parse_object(file.read(8, length, "the header"), f"{file.path}: the header", constants=False)
+    header = parse_object(file.read(8, length, "the header"), f"{file.path}: the header", False, LARGEST_HEADER)
     header.pop("__metadata__", None)
     entries = sorted((read_entry(name, value, f"{file.path}: tensor {name}") for name, value in header.items()),
                      key=lambda entry: (entry.start, entry.stop))

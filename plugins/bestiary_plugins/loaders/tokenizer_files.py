@@ -9,7 +9,7 @@ from typing import Any
 from bestiary.checkpoint import TokenizerMaterial
 from bestiary.errors import BestiaryError
 from bestiary.files import DataFile
-from bestiary.tokenizer_settings import read_object
+from bestiary.tokenizer_settings import read_settings
 
 MAX_FILE = 64 << 20
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -49,7 +49,7 @@ def _chat_template(path: Path, tokenizer: Mapping[str, Any]) -> str | None:
 
 def _settings(path: Path) -> dict[str, Any]:
     data = _read(path)
-    return {} if data is None else read_object(data, str(path))
+    return {} if data is None else read_settings(data, str(path))
 
 
 def _read(path: Path) -> bytes | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from bestiary.architecture import PreTokenizer
 from bestiary.checkpoint import TokenizerMaterial, Vocabulary
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, short
 from bestiary.rank_list import is_rank_list
 from bestiary.sentencepiece_model import (
     ALGORITHMS,
@@ -22,12 +22,12 @@ from bestiary.sentencepiece_model import (
     USER_DEFINED,
     read_model,
 )
+from bestiary.strict_json import LARGEST_LIST, parse_object
+from bestiary.table_tokenizer import MAX_PIECES
 from bestiary.tokenizer_settings import added_tokens, listed_tokens, special_spellings
 from bestiary_plugins.architectures.pre_tokenizers import DIGITS, GPT2, PUNCTUATION
-from bestiary_plugins.loaders.strict_json import parse_object
 
 ADDED_SCORE, NEVER_MERGED = -1000.0, -1e6
-MOST_PIECES = 1 << 22
 
 
 def arrays_of(material: TokenizerMaterial, pre_tokenizers: Mapping[str, PreTokenizer]) -> Vocabulary | None:
@@ -81,18 +81,19 @@ def unused(token: int) -> str:
 
 
 def checked_id(value: Any, content: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MOST_PIECES:
-        raise BestiaryError(f"the token {content!r} has the id {value!r}; it must be an integer below {MOST_PIECES}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MAX_PIECES:
+        raise BestiaryError(f"the token {short(content)} has the id {short(value)}; it must be an integer "
+                            f"below {MAX_PIECES}")
     return value
 
 
 def from_tokenizer_json(data: bytes, pre_tokenizers: Mapping[str, PreTokenizer]) -> Vocabulary:
     """Of tokenizer.json: byte-level BPE, BPE with byte fallback, unigram."""
-    root = parse_object(data, "tokenizer.json")
+    root = parse_object(data, "tokenizer.json", largest=LARGEST_LIST)
     model = root.get("model")
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if not isinstance(model, dict) or kind not in ("BPE", "Unigram"):
-        raise BestiaryError(f"tokenizer.json holds a model of type {kind!r}; known: BPE, Unigram")
+        raise BestiaryError(f"tokenizer.json holds a model of type {short(kind)}; known: BPE, Unigram")
     scores = unigram_scores(model.get("vocab")) if kind == "Unigram" else {}
     ids = {piece: i for i, piece in enumerate(scores)} if kind == "Unigram" else model.get("vocab")
     if not isinstance(ids, dict):
@@ -138,7 +139,7 @@ def pair_of(merge: Any) -> tuple[str, str]:
     """Both parts of a merge, which is written "a b" or ["a", "b"]."""
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-        raise BestiaryError(f"tokenizer.json: the merge {merge!r} is not understood")
+        raise BestiaryError(f"tokenizer.json: the merge {short(merge)} is not understood")
     return parts[0], parts[1]
 
 
