@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -28,10 +29,15 @@ class DataFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - it lives as long as the object
-            self.size = os.fstat(self._file.fileno()).st_size
+            self._file = open(self.path, "rb", buffering=0, opener=_at_once)  # noqa: SIM115 - it lives as long as this
+            found = os.fstat(self._file.fileno())
         except OSError as error:
             raise BestiaryError(f"cannot read {self.path}: {error.strerror}") from None
+        except ValueError:
+            raise BestiaryError(f"cannot read {self.path}: that is no name of a file") from None
+        if not stat.S_ISREG(found.st_mode):
+            raise BestiaryError(f"{self.path} is no regular file")
+        self.size = found.st_size
 
     def __reduce__(self) -> tuple[type[DataFile], tuple[Path]]:
         return DataFile, (self.path,)
@@ -68,6 +74,11 @@ class DataFile:
             done += got
 
 
+def _at_once(path: str, flags: int) -> int:
+    """Opens without waiting: a pipe would otherwise wait for somebody to write into it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 class FileTensor(Tensor):
     """A weight that lies in one piece in a file."""
 
@@ -87,13 +98,17 @@ class FileTensor(Tensor):
 def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[IO[bytes]]:
     """A new file that takes the name `path` only once it is complete and on the disk: written under a temporary name
     beside it, synced, renamed; a link is followed. Raises BestiaryError where `path` cannot be written, is no regular
-    file, or exists and `force` is not set."""
+    file, or exists and `force` is not set.
+
+    The folder stays open, and names are looked up in it: it may itself be renamed meanwhile."""
     target = Path(os.path.realpath(path))
-    check_replaceable(target, force)
-    temporary = ""
+    folder, temporary = -1, ""
     try:
+        check_replaceable(target, force)
         try:
-            handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+            folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+            temporary = temporary_name(target.name)  # before there is a file: a signal may come between the two
+            handle = create(folder, temporary)
         except FileNotFoundError:
             missing = "its folder takes no files" if target.parent.is_dir() else f"there is no folder {target.parent}"
             raise BestiaryError(f"cannot write {target}: {missing}") from None
@@ -101,15 +116,15 @@ def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[IO[
             yield file
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes files that only their owner may read
+        if not same_folder(folder, target.parent):
+            raise BestiaryError(f"cannot write {target}: its folder was moved or removed meanwhile")
         if force:
-            os.replace(temporary, target)
+            os.replace(temporary, target.name, src_dir_fd=folder, dst_dir_fd=folder)
         else:
-            rename_new(temporary, target)
+            rename_new(temporary, target.name, folder)
         temporary = ""
-        sync_folder(target.parent)
+        with contextlib.suppress(OSError):
+            os.fsync(folder)  # makes the rename survive a power cut, where the system can
     except FileExistsError:
         raise BestiaryError(f"{target} exists already; --force replaces it") from None
     except OSError as error:
@@ -117,7 +132,28 @@ def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[IO[
     finally:
         if temporary:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
+                os.unlink(temporary, dir_fd=folder)
+        if folder >= 0:
+            os.close(folder)
+
+
+def temporary_name(name: str) -> str:
+    """Like `name`, as far as a name may be long."""
+    start = name.encode("utf-8", "surrogateescape")[:200].decode("utf-8", "ignore")
+    return f".{start}.{secrets.token_hex(8)}.part"
+
+
+def create(folder: int, name: str) -> int:
+    """A new file in an open folder."""
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder)
+
+
+def same_folder(folder: int, path: Path) -> bool:
+    """Whether the open folder is still the one at the path."""
+    try:
+        return os.path.samestat(os.fstat(folder), os.stat(path))
+    except OSError:
+        return False
 
 
 def check_replaceable(target: Path, force: bool) -> None:
@@ -130,25 +166,17 @@ def check_replaceable(target: Path, force: bool) -> None:
         raise BestiaryError(f"{target} exists already; --force replaces it")
 
 
-def rename_new(source: str | os.PathLike[str], target: Path) -> None:
-    """Renames a file; raises FileExistsError where the new name is taken, by whoever was faster."""
+def rename_new(source: str, target: str, folder: int) -> None:
+    """Renames a file in an open folder; raises FileExistsError where the new name is taken, by whoever was faster."""
     try:
-        os.link(source, target)  # unlike a rename it fails where the name is taken
+        # unlike a rename it fails where the name is taken
+        os.link(source, target, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        if target.exists():
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(target, dir_fd=folder, follow_symlinks=False)
             raise FileExistsError(target) from None
-        os.replace(source, target)
+        os.replace(source, target, src_dir_fd=folder, dst_dir_fd=folder)
     else:
-        os.unlink(source)
-
-
-def sync_folder(path: Path) -> None:
-    """Makes a rename inside the folder survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        os.unlink(source, dir_fd=folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import stat
 import threading
 import time
 import traceback
@@ -397,9 +398,16 @@ def _hooks(plugin: object) -> dict[str, list[Callable[[], Any]]]:
 
 
 def _start(path: Path) -> bytes | None:
-    """The first bytes of a file; None of a folder."""
-    if path.is_dir():
+    """The first bytes of a file; None of a folder. Raises BestiaryError for what is neither, before it is opened: a
+    pipe would wait for somebody to write into it."""
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError:
+        raise BestiaryError(f"{str(path)!r} is no name of a file") from None
+    if stat.S_ISDIR(mode):
         return None
+    if not stat.S_ISREG(mode):
+        raise BestiaryError(f"{path} is no regular file, and no folder")
     with open(path, "rb") as file:
         return file.read(64)
 

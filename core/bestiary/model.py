@@ -23,7 +23,7 @@ from bestiary.contributions import shown
 from bestiary.convert import convert, recipe_for
 from bestiary.encoding import F32
 from bestiary.engine import Engine, Generation, Request
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, short
 from bestiary.host import Host
 from bestiary.rank_list import with_vocabulary
 from bestiary.sampling import Sampling
@@ -79,10 +79,10 @@ class Model:
             raise BestiaryError(f"{len(ids)} tokens; the context holds {self.plan.limits.context}")
         layout = self.architecture.layout(ids)
         cache = self.plan.new_cache(replace(self.plan.limits, sequences=1, context=max(len(ids), 1)))
-        tokens, positions = np.array(ids, np.int64), np.array(layout.positions, np.int32)
         vocabulary = self.plan.graph.vocabulary
-        if len(ids) and (tokens.min() < 0 or tokens.max() >= vocabulary):
+        if not all(0 <= i < vocabulary for i in ids):
             raise BestiaryError(f"a token outside of the model's vocabulary of {vocabulary}")
+        tokens, positions = np.array(ids, np.int64), np.array(layout.positions, np.int32)
         width = vocabulary if output == "logits" else self.plan.graph.nodes[self.plan.graph.hidden].width
         out = np.empty((max(len(ids) - first, 0), width), np.float32)
         step = self.plan.limits.batch
@@ -127,7 +127,7 @@ class Model:
                   stop: str | Iterable[str] = (), ignore_eos: bool = False) -> TextStream:
         """As `chat`, of complete settings."""
         ids = self.tokenizer.encode_segments(template.render(messages), bos=True)
-        stops = (*template.stop, *((stop,) if isinstance(stop, str) else stop or ()))
+        stops = (*template.stop, *stop_texts(stop))
         return self.generate_from(ids, max_tokens, sampling, stops, ignore_eos, end_ids(template, self.tokenizer))
 
     def generate_from(self, ids: Sequence[int], max_tokens: int, sampling: Sampling, stop: str | Iterable[str] = (),
@@ -135,10 +135,11 @@ class Model:
         """As `generate`, of ids and complete settings. ends: ids that end the text, beside the tokenizer's."""
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < -1:
             raise BestiaryError(f"max_tokens = {max_tokens!r}; it must be 0 or more, or -1 for as many as fit")
+        stops = stop_texts(stop)
         ends = frozenset(self.tokenizer.ends) | frozenset(ends)
         request = Request(tuple(ids), max_tokens, sampling, frozenset() if ignore_eos else ends,
                           ends if ignore_eos else frozenset())
-        return TextStream(self, self.engine.submit(request), (stop,) if isinstance(stop, str) else tuple(stop or ()))
+        return TextStream(self, self.engine.submit(request), stops)
 
     def close(self) -> None:
         """Frees the weights; the model is not used again."""
@@ -157,7 +158,18 @@ def whole_ids(ids: Sequence[int]) -> list[int]:
     try:
         return [operator.index(i) for i in ids]
     except TypeError:
-        raise BestiaryError(f"{str(ids)[:60]!r} is no text and no list of token ids") from None
+        raise BestiaryError(f"{short(ids)} is no text and no list of token ids") from None
+
+
+def stop_texts(stop: str | Iterable[str] | None) -> tuple[str, ...]:
+    """The texts that end a text. Raises BestiaryError for anything but a text or several."""
+    try:
+        found = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    except TypeError:
+        found = (None,)  # type: ignore[assignment]
+    if not all(isinstance(text, str) for text in found):
+        raise BestiaryError(f"stop = {short(stop)}; it must be a text or a list of them")
+    return found
 
 
 class TextStream(Iterator[str]):

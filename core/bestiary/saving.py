@@ -47,6 +47,8 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     """
     started = time.perf_counter()
     source = Path(source)
+    if target is not None:
+        check_name(target)
     writer = choose_writer(host, target, format)
     if type is not None:
         type = host.quantizers[type].name  # a misspelt one is said before anything is read
@@ -100,6 +102,20 @@ def choose_writer(host: Host, target: str | os.PathLike[str] | None, format: str
 def default_target(source: Path, writer: Writer, type: str) -> Path:
     """Where a conversion goes that was given no name: into the source's folder."""
     return (source if source.is_dir() else source.parent) / f"{writer.stem}-{type}{writer.suffix}"
+
+
+def check_name(target: str | os.PathLike[str]) -> None:
+    """Raises BestiaryError for what the system takes for no name, or for one that is too long."""
+    if not os.fspath(target):
+        raise BestiaryError("the output's name is empty")
+    try:
+        os.lstat(target)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise BestiaryError(f"cannot write {target}: {error.strerror}") from None
+    except ValueError:
+        raise BestiaryError(f"{str(target)!r} is no name of a file") from None
 
 
 def check_target(target: Path, source: Path, writer: Writer, force: bool) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import pickle
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -168,16 +167,18 @@ def unwritable(folder: Path) -> Iterator[None]:
         finally:
             folder.chmod(0o755)
         return
-    made = tempfile.mkstemp
+    made = os.open
 
-    def refuse(*arguments: Any, **options: Any) -> Any:
-        raise PermissionError(13, "Permission denied")
+    def refuse(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if flags & os.O_CREAT:
+            raise PermissionError(13, "Permission denied")
+        return made(path, flags, *arguments, **options)
 
-    tempfile.mkstemp = refuse
+    os.open = refuse
     try:
         yield
     finally:
-        tempfile.mkstemp = made
+        os.open = made
 
 
 def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
@@ -188,11 +189,11 @@ def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
     assert not os.listdir(folder)
 
 
-def full(*arguments: Any) -> None:
+def full(*arguments: Any, **options: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("call", ["fsync", "link", "chmod"])
+@pytest.mark.parametrize("call", ["fsync", "link"])
 def test_a_disk_that_fails_at_any_step_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                      call: str) -> None:
     monkeypatch.setattr(os, call, full)
@@ -202,7 +203,7 @@ def test_a_disk_that_fails_at_any_step_leaves_nothing(tmp_path: Path, monkeypatc
     assert not os.listdir(tmp_path)
 
 
-def without_links(source: Any, target: Any) -> None:
+def without_links(source: Any, target: Any, **folders: int) -> None:
     raise PermissionError(1, "Operation not permitted")
 
 
@@ -213,3 +214,40 @@ def test_a_file_system_without_hard_links_is_written_too(tmp_path: Path, monkeyp
     write(tmp_path / "new", b"x")
     assert (tmp_path / "new").read_bytes() == b"x"
     assert os.listdir(tmp_path) == ["new"]
+
+
+def test_a_folder_that_is_renamed_meanwhile_keeps_no_half_a_file(tmp_path: Path) -> None:
+    folder = tmp_path / "before"
+    folder.mkdir()
+    with pytest.raises(BestiaryError, match="its folder was moved or removed meanwhile"), \
+            replacing(folder / "new") as file:
+        file.write(b"x")
+        folder.rename(tmp_path / "after")
+    assert not os.listdir(tmp_path / "after")
+    folder.mkdir()
+    with pytest.raises(KeyboardInterrupt), replacing(folder / "new") as file:
+        (tmp_path / "after").rmdir()
+        folder.rename(tmp_path / "after")
+        raise KeyboardInterrupt
+    assert not os.listdir(tmp_path / "after")
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "\u00fc" * 127, "\U0001f999" * 63, "n" * 251 + ".bin"])
+def test_a_name_as_long_as_the_system_takes_is_written(tmp_path: Path, name: str) -> None:
+    for force in (False, True):
+        write(tmp_path / name, b"x", force=force)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_name_that_is_too_long_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BestiaryError, match="File name too long"):
+        write(tmp_path / ("n" * 256), b"x")
+    assert not os.listdir(tmp_path)
+
+
+def test_pipes_devices_and_names_that_are_none_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, words in ((tmp_path / "pipe", "is no regular file"), ("/dev/zero", "is no regular file"),
+                        (tmp_path / "a\0b", "that is no name of a file"), (tmp_path, "cannot read")):
+        with pytest.raises(BestiaryError, match=words):
+            DataFile(path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bestiary.cli import options, terminal
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, printable
 
 if TYPE_CHECKING:
     from bestiary.saving import Saved
@@ -53,7 +53,7 @@ def convert(
     if out is not None and outfile is not None:
         raise BestiaryError(f"two outputs: {out} and --outfile {outfile}")
     with terminal.progress_bar("converting") as progress:
-        saved = save_as(source, out or outfile, outtype, host, format=output_format, loader=loader,
+        saved = save_as(source, outfile if out is None else out, outtype, host, format=output_format, loader=loader,
                         architecture=architecture, tokenizer=options.vocabulary_path(tokenizer), context=ctx, pure=pure,
                         requantize=requantize, force=force, progress=progress)
     report(saved)
@@ -61,5 +61,6 @@ def convert(
 
 def report(saved: Saved) -> None:
     """One line: what was written."""
-    print(f"{saved.path}: {terminal.size(saved.bytes)}, {terminal.bits_per_weight(saved.types):.2f} bits per weight, "
+    print(f"{printable(str(saved.path))}: {terminal.size(saved.bytes)}, "
+          f"{terminal.bits_per_weight(saved.types):.2f} bits per weight, "
           f"{terminal.type_counts(saved.types)}; {saved.seconds:.1f} s")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bestiary.cli import options, terminal
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, one_line, printable
 
 SHOWN = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
          "head_dim", "vocab_size", "max_position_embeddings", "rope_theta", "rope_scaling", "sliding_window",
@@ -40,18 +40,22 @@ def inspect(
 def text(facts: dict[str, Any], tensors: bool) -> str:
     """The facts for people."""
     family = facts["architecture"] or ("unknown" if facts["weights"] else "none")
+    def said(value: Any) -> str:
+        return one_line(str(value))  # what stands in a file stays in its line
+
     lines = [("format", facts["format"]), ("architecture", family), ("size", terminal.size(facts["bytes"]))]
     if name := facts["metadata"].get("general.name"):
-        lines.insert(0, ("name", name))
+        lines.insert(0, ("name", said(name)))
     if facts["weights"]:
         count, held = terminal.amount(facts["weights"]).strip(), terminal.size(facts["weight_bytes"])
         lines.append(("weights", f"{count}, {held}, {facts['bits_per_weight']:.2f} bits per weight"))
-    lines += [(key, json.dumps(facts["config"][key])) for key in SHOWN if facts["config"].get(key) is not None]
+    lines += [(key, said(json.dumps(facts["config"][key])))
+              for key in SHOWN if facts["config"].get(key) is not None]
     lines.append(("tokenizer", tokenizer_line(facts["tokenizer"])))
     lines.append(("chat template", "yes" if facts["chat_template"] else "none"))
     lines += [("problem", problem) for problem in facts["problems"]]
     wide = max(len(key) for key, _ in lines) + 2
-    parts = [facts["path"], *(f"  {key:<{wide}}{value}" for key, value in lines)]
+    parts = [said(facts["path"]), *(f"  {key:<{wide}}{value}" for key, value in lines)]
     if facts["types"]:
         rows = [["type", "tensors", "weights", "bytes"], *(
             [kind, str(entry["tensors"]), terminal.amount(entry["weights"]), terminal.size(entry["bytes"])]
@@ -59,15 +63,16 @@ def text(facts: dict[str, Any], tensors: bool) -> str:
         parts += ["", terminal.table(rows)]
     if tensors:
         rows = [["tensor", "type", "shape"], *(
-            [tensor["name"], tensor["type"], " x ".join(map(str, tensor["shape"]))] for tensor in facts["tensors"])]
+            [said(tensor["name"]), tensor["type"], " x ".join(map(str, tensor["shape"]))]
+            for tensor in facts["tensors"])]
         parts += ["", terminal.table(rows, left=(0, 1, 2))]
-    return "\n".join(parts)
+    return "\n".join(map(printable, "\n".join(parts).split("\n")))
 
 
 def tokenizer_line(tokenizer: dict[str, Any] | None) -> str:
     if tokenizer is None:
         return "none"
-    source = ", ".join(tokenizer["files"]) or f"{tokenizer['algorithm']} vocabulary"
+    source = one_line(", ".join(tokenizer["files"])) or f"{tokenizer['algorithm']} vocabulary"
     ends = ", ".join(map(str, tokenizer["ends"])) or "none"
     bos = "none" if tokenizer["bos"] is None else tokenizer["bos"]
     return f"{source}; {tokenizer['size']} pieces, bos {bos}, ends {ends}"

@@ -24,7 +24,7 @@ from bestiary import BestiaryError, __version__
 from bestiary.cli import terminal
 from bestiary.cli.not_here import WORDS
 from bestiary.discovery import OWN
-from bestiary.errors import Terminated
+from bestiary.errors import Terminated, one_line
 from bestiary.guard import PASSING, calling
 from bestiary.host import Host, HostSettings
 from bestiary.registry import normal
@@ -47,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(sys, name) is None:  # it was closed; what is said goes nowhere
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it lives as long as the process
     with contextlib.suppress(ValueError):  # in another thread than the first
-        signal.signal(signal.SIGTERM, _terminated)
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to go on
+                signal.signal(number, _terminated)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows "?"
             stream.reconfigure(errors="replace")
@@ -233,7 +236,7 @@ def first_line(target: str) -> str | None:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"bestiary: error: {message}", file=sys.stderr)
+    print(f"bestiary: error: {one_line(message)}", file=sys.stderr)
     return status
 
 
@@ -261,4 +264,4 @@ class WrongUsage(Exception):
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)  # the stderr of this moment: a progress bar replaces it
+        print(one_line(self.format(record)), file=sys.stderr)  # the stderr of this moment: a progress bar replaces it

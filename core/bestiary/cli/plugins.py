@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bestiary.cli import options, terminal
+from bestiary.errors import printable
 
 
 def plugins(
@@ -25,10 +26,10 @@ def plugins(
     for report in reports:
         state = "set aside" if report.reason is not None else f"{report.seconds * 1000:.0f} ms"
         origin = f"{report.distribution} {report.version}".rstrip()
-        print(f"{report.plugin} of {origin} ({report.entry_point}), {state}")
+        print(printable(f"{report.plugin} of {origin} ({report.entry_point}), {state}"))
         for kind, names in report.provides.items():
-            print(f"  {kind:<15}{', '.join(names)}")
+            print(printable(f"  {kind:<15}{', '.join(names)}"))
         if report.reason is not None:
-            print(f"  {'reason':<15}{report.reason}")
+            print(printable(f"  {'reason':<15}{report.reason}"))
             if verbose and report.traceback:
-                print("    " + report.traceback.rstrip().replace("\n", "\n    "))
+                print("\n".join("    " + printable(line) for line in report.traceback.rstrip().split("\n")))

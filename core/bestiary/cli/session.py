@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from bestiary.errors import printable
 
 if TYPE_CHECKING:
     from bestiary.engine import Generation
@@ -74,7 +77,14 @@ class Session:
         self.ids += self.model.tokenizer.encode(text, bos=not self.ids)
 
     def show(self, text: str, color: str = "") -> None:
-        sys.stdout.write(f"{color}{text}{PLAIN}" if self.color and color and text else text)
+        """On a terminal, control characters of the text as their escapes: what a model says comes from a file that
+        nobody vouches for, and could move the cursor or retitle the window. Elsewhere the text as it is."""
+        if sys.stdout.isatty():
+            text = re.sub("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", lambda found: printable(found[0]), text)
+        self._write(f"{color}{text}{PLAIN}" if self.color and color and text else text)
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(text)
         sys.stdout.flush()
 
     def answer(self) -> str:
@@ -144,12 +154,12 @@ class Session:
     def _typing(self) -> Iterator[None]:
         """What the terminal echoes meanwhile has its own colour."""
         if self.color:
-            self.show(TYPED)
+            self._write(TYPED)
         try:
             yield
         finally:
             if self.color:
-                self.show(PLAIN)
+                self._write(PLAIN)
 
 
 def reader() -> Callable[[str], str | None]:
