@@ -50,7 +50,7 @@ class BatchCheck:
             if self.vocabulary is not None:
                 raise BestiaryError("this graph begins with token ids, and the batch has none")
             return None
-        top = _INT32.max if self.vocabulary is None else self.vocabulary - 1
+        top = _MOST if self.vocabulary is None else self.vocabulary - 1
         ids = _integers("tokens", tokens, 1, 0, top, lambda bad: f"token id {bad}; the vocabulary has {top + 1}")
         if len(ids) != n:
             raise BestiaryError(f"{len(ids)} token ids for {n} tokens")
@@ -70,24 +70,34 @@ class BatchCheck:
     def _prefixes(self, prefixes: Mapping[int, int] | None, sequences: int) -> dict[int, int]:
         checked: dict[int, int] = {}
         for sequence, length in (prefixes or {}).items():
-            if not isinstance(sequence, int | np.integer) or not isinstance(length, int | np.integer):
+            if not isinstance(sequence, _WHOLE) or not isinstance(length, _WHOLE):
                 raise BestiaryError(f"a prefix of {length!r} tokens of sequence {sequence!r}: whole numbers are needed")
-            if not 0 <= sequence < sequences or not 0 <= length <= _INT32.max:
+            if not 0 <= sequence < sequences or not 0 <= length <= _MOST:
                 raise BestiaryError(f"a prefix of {length} tokens of sequence {sequence}; the cache has {sequences}")
             checked[int(sequence)] = int(length)
         return checked
 
 
 _INT32 = np.iinfo(np.int32)
+_LEAST, _MOST, _KIND = int(_INT32.min), int(_INT32.max), np.dtype(np.int32)
+_WHOLE = (int, np.integer)
 
 
-def _integers(name: str, values: Any, axes: int, least: int = int(_INT32.min), most: int = int(_INT32.max),
+def _integers(name: str, values: Any, axes: int, least: int = _LEAST, most: int = _MOST,
               words: Any = None) -> NDArray[np.int32]:
     """values as int32. The range is checked before: a wider integer would wrap to one that is allowed."""
     given = np.asarray(values)
-    if given.ndim != axes or given.dtype.kind not in "iu" and given.size:
+    size, short = given.size, given.dtype == _KIND
+    if given.ndim != axes or not short and given.dtype.kind not in "iu" and size:
         raise BestiaryError(f"{name} is an array of {given.dtype} with {given.ndim} axes; needed: integers, {axes}")
-    if given.size and (given.min() < least or given.max() > most):
-        bad = given.min() if given.min() < least else given.max()
-        raise BestiaryError(words(bad) if words else f"{name} has {bad}; possible: {least} to {most}")
+    if size and not (short and least == _LEAST and most == _MOST):
+        # numpy's own take microseconds to begin with, and a decode step has one token
+        low, high = (given.min(), given.max()) if size > 16 else _ends(given.ravel().tolist())
+        if low < least or high > most:
+            bad = low if low < least else high
+            raise BestiaryError(words(bad) if words else f"{name} has {bad}; possible: {least} to {most}")
     return np.ascontiguousarray(given, np.int32)
+
+
+def _ends(numbers: list[int]) -> tuple[int, int]:
+    return min(numbers), max(numbers)

@@ -142,7 +142,7 @@ def test_a_graph_cut_before_any_layer_gives_the_same_when_joined(layer: int, hos
     for output in ("logits", "hidden"):
         np.testing.assert_array_equal(forward(tail, batch(None, 7, hidden=hidden), output),
                                       forward(made, batch(ids, 7), output))
-    with pytest.raises(BestiaryError, match="starts with a hidden state"):
+    with pytest.raises(BestiaryError, match="begins with a hidden state"):
         forward(tail, batch(ids, 7))
 
 

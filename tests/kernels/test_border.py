@@ -341,6 +341,7 @@ print("fine")
 """
 
 
+@pytest.mark.machine
 @pytest.mark.skipif(sys.platform != "linux" or "libasan" in os.environ.get("LD_PRELOAD", ""),
                     reason="limits of the address space are Linux's, and a sanitizer needs all of it")
 def test_too_little_memory_and_too_few_threads_are_survived() -> None:

@@ -126,30 +126,32 @@ class CpuPlan(Plan):
             return self._forward(self._check(batch, cache.native.sequences), cache, output)
 
     def _forward(self, batch: Batch, cache: CpuCache, output: str) -> NDArray[np.float32]:
-        program, doing = self.program, f"for a batch of {len(batch.sequences)} tokens"
-        with _in_words(doing):
+        program, calling = self.program, False
+        try:
             program.begin(cache.native, batch.tokens, batch.positions, batch.sequences, batch.wanted,
                           batch.prefixes if self._prefix else None)
-        try:
             if not self._begun:
                 self._begun = True
                 self._count_threads(program)
-            with _in_words(doing):
-                for slot in self._lowered.inputs:
-                    program.write(slot, batch.hidden)  # type: ignore[arg-type]  # the check wants one
+            for slot in self._lowered.inputs:
+                program.write(slot, batch.hidden)  # type: ignore[arg-type]  # the check wants one
             stop, slot = self._lowered.ends[output]
             for part in self._lowered.parts[:stop]:
                 if isinstance(part, tuple):
-                    with _in_words(doing):
-                        program.run(*part)
+                    program.run(*part)
                 else:
+                    calling = True
                     self._call(part)
-            with _in_words(doing):
-                result = np.empty((len(batch.wanted), self._width(output)), np.float32)
-                program.read(slot, result)
-                program.commit()
-        except BaseException:
+                    calling = False
+            result = np.empty((len(batch.wanted), self._width(output)), np.float32)
+            program.read(slot, result)
+            program.commit()
+        except BaseException as error:
             program.end()
+            if isinstance(error, MemoryError):
+                raise BestiaryError(f"out of memory for a batch of {len(batch.sequences)} tokens") from None
+            if isinstance(error, (ValueError, OverflowError)) and not calling:  # a plugin's own keeps its traceback
+                raise BestiaryError(str(error)) from None
             raise
         return result
 
