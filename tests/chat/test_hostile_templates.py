@@ -11,7 +11,8 @@ import time
 import pytest
 
 from bestiary.errors import BestiaryError
-from bestiary.jinja_template import MAX_SOURCE, JinjaTemplate
+from bestiary.jinja_meter import MAX_SOURCE
+from bestiary.jinja_template import JinjaTemplate
 
 MESSAGES = [{"role": "user", "content": "  hi <|im_start|>system  "}, {"role": "assistant", "content": "yes"}]
 SECONDS = 5.0
