@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bestiary.architecture import PromptLayout
 from bestiary.backend import Batch, Plan
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, ContextFull
 from bestiary.sampling import Chooser, Sampling
 
 
@@ -74,8 +74,8 @@ class Engine:
         if not request.ids:
             raise BestiaryError("an empty prompt, and a model without a token to begin a text with")
         if len(request.ids) >= self.plan.limits.context + (request.max_tokens == 0):
-            raise BestiaryError(f"the prompt has {len(request.ids)} tokens; the context holds "
-                                f"{self.plan.limits.context}")
+            raise ContextFull(f"the prompt has {len(request.ids)} tokens; the context holds "
+                              f"{self.plan.limits.context}")
         vocabulary = self.plan.graph.vocabulary
         bad = [i for i in request.ids if not 0 <= i < vocabulary]
         if bad:

@@ -43,3 +43,7 @@ def short(value: object, longest: int = 60) -> str:
 
 class Terminated(SystemExit):
     """The program was told to end. Unlike a plugin's own SystemExit it passes every guard."""
+
+
+class ContextFull(BestiaryError):
+    """A prompt that the context cannot hold; a shorter one may fit."""

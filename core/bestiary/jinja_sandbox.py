@@ -130,11 +130,26 @@ def reading(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _splitting(name: str) -> Callable[..., Any]:
+    """A method that cuts a text up. Each part of a marked one takes microseconds, so all are paid for beforehand."""
+    plain, cut = getattr(str, name), reading(getattr(marked_text, name))
+
+    def call(sandbox: Sandbox, text: str, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(text, Marked):
+            sandbox.meter.spend(2 * len(plain(str.__str__(text), *args, **kwargs)))
+        return cut(sandbox, text, *args, **kwargs)
+
+    return call
+
+
 def _replace(sandbox: Sandbox, text: str, old: Any, new: Any, count: int = -1) -> str:
     sandbox.meter.weigh(text, old, new)
     if not isinstance(old, str) or not isinstance(new, str):
         raise Refused(f"the chat template replaces {type(old).__name__} by {type(new).__name__}")
-    sandbox.meter.expect(len(text) + (str.count(text, old)) * len(new))
+    found = str.count(text, old)
+    sandbox.meter.expect(len(text) + found * len(new))
+    if isinstance(text, Marked) or isinstance(new, Marked):
+        sandbox.meter.spend(2 * found)
     return marked_text.replace(text, old, new, -1 if count is None else count)
 
 
@@ -175,8 +190,9 @@ def _braces(sandbox: Sandbox, text: str, *args: Any, **kwargs: Any) -> str:
 
 METHODS: Mapping[str, Callable[..., Any]] = {
     **{name: reading(getattr(marked_text, name)) for name in (
-        "strip", "lstrip", "rstrip", "removeprefix", "removesuffix", "split", "rsplit", "splitlines", "partition",
-        "rpartition", "upper", "lower", "capitalize", "title", "swapcase")},
+        "strip", "lstrip", "rstrip", "removeprefix", "removesuffix", "partition", "rpartition", "upper", "lower",
+        "capitalize", "title", "swapcase")},
+    **{name: _splitting(name) for name in ("split", "rsplit", "splitlines")},
     **{name: reading(getattr(str, name)) for name in (
         "startswith", "endswith", "find", "rfind", "index", "rindex", "count", "isalpha", "isdigit", "isnumeric",
         "isdecimal", "isalnum", "isspace", "isupper", "islower", "istitle", "isascii")},

@@ -126,6 +126,8 @@ class Model:
     def chat_from(self, messages: Sequence[Message], template: Template, max_tokens: int, sampling: Sampling,
                   stop: str | Iterable[str] = (), ignore_eos: bool = False) -> TextStream:
         """As `chat`, of complete settings."""
+        if isinstance(messages, (str, bytes)) or not all(isinstance(message, Mapping) for message in messages):
+            raise BestiaryError('messages are a list like [{"role": "user", "content": "Hello"}]')
         ids = self.tokenizer.encode_segments(template.render(messages), bos=True)
         stops = (*template.stop, *stop_texts(stop))
         return self.generate_from(ids, max_tokens, sampling, stops, ignore_eos, end_ids(template, self.tokenizer))

@@ -32,12 +32,14 @@ def perplexity(model: Model, text: str, context: int | None = None, progress: Pr
     """
     # All of this, the estimate of the error too, as llama.cpp does it, so that figures can be compared.
     context = min(512, model.plan.limits.context) if context is None else context
+    if model.plan.limits.context < 4:
+        raise BestiaryError(f"context = {model.plan.limits.context}; perplexity needs 4 tokens or more")
     if not 4 <= context <= model.plan.limits.context:
         raise BestiaryError(f"context = {context}; 4 to {model.plan.limits.context} tokens are wanted")
     tokenizer = model.tokenizer
     ids = tokenizer.encode(text, bos=True)
     if len(ids) < context:
-        raise BestiaryError(f"the text has {len(ids)} tokens; a chunk has {context}")
+        raise BestiaryError(f"the text has {len(ids)} tokens; a chunk has {context}; -c makes it shorter")
     first, begins = context // 2, [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
     total, squares, count = 0.0, 0.0, 0
     if chunks is not None and chunks < 1:

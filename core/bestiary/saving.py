@@ -12,9 +12,9 @@ from typing import Any
 
 from bestiary.backend import Progress
 from bestiary.canonical import to_canonical
-from bestiary.checkpoint import Checkpoint
+from bestiary.checkpoint import CANONICAL, Checkpoint
 from bestiary.convert import convert, recipe_for, types
-from bestiary.encoding import F16
+from bestiary.encoding import BF16, F16
 from bestiary.errors import BestiaryError
 from bestiary.files import check_replaceable
 from bestiary.host import Host
@@ -35,13 +35,15 @@ class Saved:
 
 def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | None, type: str | None, host: Host, *,
             format: str | None = None, loader: str | None = None, architecture: str | None = None,
-            tokenizer: str | os.PathLike[str] | None = None, context: int | None = None, pure: bool = False,
-            requantize: bool = False, force: bool = False, progress: Progress | None = None) -> Saved:
+            tokenizer: str | os.PathLike[str] | None = None, context: int | None = None,
+            pure: bool = False, auto: bool = False, requantize: bool = False, force: bool = False,
+            progress: Progress | None = None) -> Saved:
     """Writes the checkpoint at `source` in another type and format, streaming.
 
-    target: None names it after its type, beside the source. type: a quantizer's name; None keeps the types of a
-    quantized checkpoint and gives f16 for any other. format: a writer's name, by default the one of target's suffix,
-    else the one of the highest rank. tokenizer: a file or checkpoint to take it from. context: what the file says the
+    target: None names it after its type, beside the source. type: a quantizer's name; None keeps the types of a file
+    that was converted before, and of a quantized checkpoint, and gives f16 for any other, or with `auto` bf16 where
+    most weights are bf16. format: a writer's name, by default the one of target's suffix, else the one of the highest
+    rank. tokenizer: a file or checkpoint to take it from. context: what the file says the
     model was made for. pure, requantize: see convert.Recipe. Raises BestiaryError before any work where the target
     exists (without `force`), cannot be written, or is the source.
     """
@@ -64,10 +66,11 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         if checkpoint.tokenizer.empty:
             raise BestiaryError(f"{tokenizer} has no tokenizer")
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
+    converted = checkpoint.naming == CANONICAL
     with host.calling(family, f"read {source}"):
         checkpoint, graph = to_canonical(checkpoint, family)
-    if type is None and not any(tensor.encoding.quantized for tensor in checkpoint.tensors.values()):
-        type = F16.name
+    if type is None and not converted:
+        type = plain_type(checkpoint, auto)
     if target is None:
         target = default_target(source, writer, type or main_type(checkpoint))
         check_target(target, source, writer, force)
@@ -81,6 +84,13 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     with host.calling(writer, f"write {target}"):
         writer.save(checkpoint, target, host, force=force, progress=progress)
     return Saved(target, size_on_disk(target), types(checkpoint), time.perf_counter() - started)
+
+
+def plain_type(checkpoint: Checkpoint, auto: bool) -> str | None:
+    """The type of a first conversion; None where the checkpoint is quantized, and stays so."""
+    if any(tensor.encoding.quantized for tensor in checkpoint.tensors.values()):
+        return None
+    return BF16.name if auto and main_type(checkpoint) == BF16.name else F16.name
 
 
 def choose_writer(host: Host, target: str | os.PathLike[str] | None, format: str | None) -> Writer:

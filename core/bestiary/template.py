@@ -90,7 +90,8 @@ class TurnTemplate(Template):
     def _said(self, turn: Message, strips: bool) -> str:
         content = turn.get("content")
         if not isinstance(content, str):
-            raise BestiaryError(f"chat template {self.name}: a message's content is {type(content).__name__}, no text")
+            what = "a message has no content" if content is None else "a message's content is no text"
+            raise BestiaryError(f"chat template {self.name}: {what}")
         return content.strip() if strips else content
 
 

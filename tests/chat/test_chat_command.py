@@ -110,3 +110,17 @@ def test_a_templates_end_stops_the_answer(loaded: Model) -> None:
     assert stream.generation.request.ends >= {2}
     with pytest.raises(BestiaryError, match="roles user and assistant only"):
         loaded.chat([{"role": "system", "content": "x"}])
+
+
+def test_a_full_context_forgets_the_oldest_turns_and_goes_on() -> None:
+    done = bestiary("chat", "--temp", "0", "-n", "12", "-c", "60",
+                    given="What is a dog?\n" * 6 + "What is a very long question? " * 20 + "\nWhat is a dog?\n")
+    assert done.returncode == 0, done.stderr
+    assert "the oldest message and its answer are forgotten" in done.stderr and "was not sent" in done.stderr
+    assert len(done.stdout.splitlines()) == 7
+
+
+def test_messages_that_are_none_are_refused(loaded: Model) -> None:
+    for wrong in ("hi", [1], [{"role": "user"}]):
+        with pytest.raises(BestiaryError):
+            loaded.chat(wrong)  # type: ignore[arg-type]

@@ -159,3 +159,15 @@ def test_a_message_that_is_no_plain_data_is_refused() -> None:
     for content in (object(), {1, 2}, b"x"):
         with pytest.raises(BestiaryError, match="message"):
             JinjaTemplate("{{ messages }}").render([{"role": "user", "content": content}])  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("source", [
+    '{% set c=messages[0].content[:1] %}{% set m=c*900 %}{% for i in range(100000) %}{% set y=m.replace(c,"b") %}{% endfor %}',
+    '{% for i in range(100000) %}{% set y=messages[0].content.split("a") %}{% endfor %}',
+    '{% for i in range(100000) %}{% set y=messages[0].content.splitlines() %}{% endfor %}',
+])
+def test_cutting_a_message_up_again_and_again_is_refused_soon(source: str) -> None:
+    started = time.process_time()
+    with pytest.raises(BestiaryError, match="chat template"):
+        JinjaTemplate(source).render([{"role": "user", "content": "a\n" * 5000}])
+    assert time.process_time() - started < 30  # minutes before; how fast is not what this tests

@@ -126,3 +126,9 @@ def test_a_checkpoint_without_a_tokenizer_converts_and_says_so(cli: Cli, stories
     assert cli("run", "-m", tmp_path / "x.gguf", "-p", "x").status == 1
     with bestiary.load(tmp_path / "x.gguf") as model:
         assert model.logits([1, 2]).shape == (2, 512)
+
+
+def test_a_converted_file_keeps_its_types_where_none_is_asked_for(cli: Cli, model: Path, tmp_path: Path) -> None:
+    assert cli("convert", model, tmp_path / "again.gguf").status == 0
+    said = cli("inspect", tmp_path / "again.gguf").out
+    assert "f32" in said and "f16" not in said

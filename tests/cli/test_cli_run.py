@@ -222,3 +222,13 @@ def test_the_demo_tells_stories_and_shows_the_table(cli: Cli) -> None:
     perplexities = {kind: float(row[4]) for kind, row in rows.items()}
     assert 1 < perplexities["f16"] < 20
     assert all(perplexities[kind] < 1.02 * perplexities["f16"] for kind in ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0"))
+
+
+@pytest.mark.parametrize("word", ["-fa", "-mli", "-cb", "-np", "-st"])
+def test_a_word_that_the_parser_would_cut_up_is_refused_whole(cli: Cli, model: Path, word: str) -> None:
+    result = cli("run", "-m", model, "-p", "x", word)
+    assert result.status == 2 and f"no such option: {word}" in result.err
+
+
+def test_values_that_look_like_options_are_values(cli: Cli, model: Path) -> None:
+    assert cli("run", "-m", model, "-p", "-fa", "-n2", "--temp", "0", "-r", "-nothing").status == 0

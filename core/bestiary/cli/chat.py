@@ -14,7 +14,7 @@ import typer
 from bestiary.cli import options, terminal
 from bestiary.cli.run import figures, sampler_names
 from bestiary.cli.session import Session, reader
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, ContextFull
 
 if TYPE_CHECKING:
     from bestiary.template import Message, Template
@@ -29,7 +29,7 @@ def chat(
     model: options.Model = None,
     chat_template: options.ChatTemplate = None,
     system: Annotated[str | None, typer.Option(
-        "--system", metavar="TEXT", help="What the model is told first.")] = None,
+        "--system", "-sys", "--system-prompt", metavar="TEXT", help="What the model is told first.")] = None,
     predict: options.Predict = -1,
     ctx: options.Context = None,
     batch: options.BatchSize = 512,
@@ -54,6 +54,8 @@ def chat(
     loader: options.Loader = None,
     architecture: options.Architecture = None,
     gpu: options.Gpu = None,
+    quiet: Annotated[bool, typer.Option(
+        "-cnv", "--conversation", "--jinja", "--color", "--simple-io", "--no-warmup", hidden=True)] = False,
 ) -> None:
     """Talk with a model.
 
@@ -100,9 +102,28 @@ def converse(session: Session, template: Template, messages: list[Message],
     while (text := typed(read)) is not None:
         if text.strip() == EXIT:
             return
-        if text.strip():
-            messages.append({"role": "user", "content": text})
-            messages.append({"role": "assistant", "content": answer(session, template, messages)})
+        if not text.strip():
+            continue
+        messages.append({"role": "user", "content": text})
+        while True:
+            try:
+                messages.append({"role": "assistant", "content": answer(session, template, messages)})
+            except ContextFull as full:
+                if forget(messages):
+                    continue
+                messages.pop()
+                log.warning("%s: this message was not sent", full)
+            break
+
+
+def forget(messages: list[Message]) -> bool:
+    """Drops the oldest message of the user and its answer, and says so; False where there is none but the last."""
+    first = next((i for i, message in enumerate(messages) if message["role"] == "user"), len(messages))
+    if first >= len(messages) - 1:
+        return False
+    log.warning("the context is full: the oldest message and its answer are forgotten")
+    del messages[first:first + 2]
+    return True
 
 
 def typed(read: Callable[[str], str | None]) -> str | None:

@@ -21,7 +21,8 @@ def convert(
         metavar="[OUT]", help="Output file; by default in SRC's folder, named after its type.")] = None,
     outfile: Annotated[str | None, typer.Option("--outfile", metavar="FILE", help="The same as OUT.")] = None,
     outtype: Annotated[str | None, typer.Option(
-        "--outtype", metavar="TYPE", help="Type of the weights; by default f16, or a quantized SRC's types.")] = None,
+        "--outtype", metavar="TYPE",
+        help="Type of the weights; by default f16, or the types SRC was converted to before.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(
         "--tokenizer", "--vocab-dir", metavar="FILE",
         help="Take the tokenizer from this file, folder or checkpoint.")] = None,
@@ -44,8 +45,7 @@ def convert(
     host = options.host_of(context)
     if out is not None and out.isdigit() and outtype is None and out in host.quantizers:
         out, outtype = None, out  # an old script's number of a type
-    if outtype == "auto":
-        outtype = None
+    auto = outtype == "auto"
     for given, line in ((vocabulary_type, "no use for --vocabtype: what a tokenizer is stands in its file"),
                         (concurrency, "no use for --concurrency: the file is written as it is read")):
         if given is not None:
@@ -53,9 +53,10 @@ def convert(
     if out is not None and outfile is not None:
         raise BestiaryError(f"two outputs: {out} and --outfile {outfile}")
     with terminal.progress_bar("converting") as progress:
-        saved = save_as(source, outfile if out is None else out, outtype, host, format=output_format, loader=loader,
-                        architecture=architecture, tokenizer=options.vocabulary_path(tokenizer), context=ctx, pure=pure,
-                        requantize=requantize, force=force, progress=progress)
+        saved = save_as(source, outfile if out is None else out, None if auto else outtype, host, auto=auto,
+                        format=output_format, loader=loader, architecture=architecture,
+                        tokenizer=options.vocabulary_path(tokenizer), context=ctx, pure=pure, requantize=requantize,
+                        force=force, progress=progress)
     report(saved)
 
 

@@ -9,6 +9,7 @@ import errno
 import io
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -100,7 +101,10 @@ def _run(argv: list[str]) -> int:
         elif argv != ["--version"]:  # a listing: what stands in the sources is enough
             for name, target in targets(host).items():
                 app.command(name, short_help=first_line(target) or "")(lambda: None)
-        context = typer.main.get_command(app).make_context("bestiary", argv or ["--help"], obj=host)
+        parser = typer.main.get_command(app)
+        if argv and not argv[0].startswith("-"):
+            refuse_cut(parser, argv)
+        context = parser.make_context("bestiary", argv or ["--help"], obj=host)
         with context:
             context.command.invoke(context)
     except typer.Exit as end:
@@ -168,6 +172,24 @@ def refuse(name: str, words: Sequence[str]) -> None:
             return
         if word.startswith("-") and (sentence := known.get(word.partition("=")[0].replace("_", "-"))):
             raise WrongUsage(f"{word.partition('=')[0]}: {sentence}")
+
+
+def refuse_cut(parser: Any, argv: Sequence[str]) -> None:
+    """Raises WrongUsage for an unknown word like -fa, which the parser would cut into -f with the value a. Values are
+    left alone, also negative numbers and -n256; so are several flags of one letter in one word."""
+    chosen: Any = parser.commands[argv[0]]
+    options = {option: param for param in chosen.params for option in (*param.opts, *param.secondary_opts)}
+    flags = {option[1] for option, param in options.items() if len(option) == 2 and getattr(param, "is_flag", False)}
+    words = iter(argv[1:])
+    for word in words:
+        if word == "--":
+            return
+        name = word.partition("=")[0].replace("_", "-")
+        if name in options:
+            if not getattr(options[name], "is_flag", False) and "=" not in word:
+                next(words, None)
+        elif re.fullmatch("-[A-Za-z][A-Za-z-]+", name) and not set(name[1:]) <= flags | {"h"}:
+            raise WrongUsage(f"no such option: {name}")
 
 
 def _options(taken: Mapping[str, Sequence[str]]) -> PluginOptions:

@@ -148,6 +148,8 @@ def speak(session: Session, start: str, turns: Turns | None, show: bool) -> None
         session.give(start)
     if show:
         session.show(start, GIVEN)
+        if turns is not None and turns.marker and start and not start.endswith("\n"):
+            session.show("\n")
     if turns is None:
         try:
             reason = session.answer()

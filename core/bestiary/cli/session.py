@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from bestiary.errors import printable
+from bestiary.errors import ContextFull, printable
 
 if TYPE_CHECKING:
     from bestiary.engine import Generation
@@ -117,10 +117,12 @@ class Session:
                     return "input"
                 if text.strip("\n"):
                     self.give(turns.prefix + text + turns.suffix)
-                    self.show(turns.suffix)
+                    self.show(turns.suffix, GIVEN)
             users = True
             try:
                 reason = self.answer()
+            except ContextFull:
+                return "context"
             except KeyboardInterrupt:
                 self.show("\n")  # the user has something to say
                 continue
