@@ -88,6 +88,15 @@ def test_a_config_that_is_no_json_is_refused(single: Path, text: bytes, message:
     assert "\n" not in str(caught.value)
 
 
+def test_a_quantized_folder_is_refused_by_its_method(single: Path) -> None:
+    config = json.loads((single / "config.json").read_text())
+    (single / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(BestiaryError, match="quantization_config = 'gptq'; quantized folders are not read yet"):
+        open_huggingface(single)
+    (single / "config.json").write_text(json.dumps({**config, "quantization_config": None}))
+    assert open_huggingface(single).tensors
+
+
 def test_odd_numbers_in_a_config_do_no_harm(single: Path) -> None:
     (single / "config.json").write_text('{"a": NaN, "b": -Infinity, "c": 1e999, "d": 99999999999999999999999}')
     assert open_huggingface(single).config["d"] == 99999999999999999999999

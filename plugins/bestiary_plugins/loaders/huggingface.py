@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bestiary.checkpoint import Checkpoint
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, short
 from bestiary.files import DataFile
 from bestiary.loader import Loader
 from bestiary.strict_json import LARGEST_LIST, read_object
@@ -83,6 +83,10 @@ def open_huggingface(path: Path) -> Checkpoint:
     if not (folder / "config.json").is_file():
         raise BestiaryError(f"no config.json in {folder}")
     config = read_object(folder / "config.json")
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise BestiaryError(f"{folder}: quantization_config = {short(method)}; quantized folders are not read yet, "
+                            "start from the unquantized one")
     tensors = folder_tensors(folder) if path.is_dir() else file_tensors(path)
     return Checkpoint(path, config, tensors, NAMING, folder_material(folder), source=(open_huggingface, (path,)))
 
