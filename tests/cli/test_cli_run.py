@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from bestiary import load
-from bestiary.cli.run import sampler_names, unescape
+from bestiary.cli.options import sampler_names
+from bestiary.cli.run import unescape
 
 from .conftest import Cli
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bestiary.cli import options, terminal
-from bestiary.cli.run import figures, sampler_names
+from bestiary.cli.run import figures_after
 from bestiary.cli.session import Session, reader
-from bestiary.errors import BestiaryError, ContextFull
+from bestiary.errors import ContextFull
 
 if TYPE_CHECKING:
     from bestiary.template import Message, Template
@@ -62,16 +62,13 @@ def chat(
     Each line is a message, one that ends in a backslash goes on. Ctrl-C interrupts an answer, Ctrl-D or /exit ends.
     """
     from bestiary.model import load
-    from bestiary.sampling import CHAIN, Sampling
 
     host = options.host_of(context)
-    if predict < -2:
-        raise BestiaryError(f"-n {predict}; a number of tokens, -1 or -2 is wanted")
-    sampling = Sampling(
-        temperature=temperature, top_k=max(top_k, 0), top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty,
+    most = options.max_tokens(predict)
+    sampling = options.sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty,
         frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repeat_last_n=repeat_last_n,
-        seed=None if seed is None or seed < 0 else seed,
-        samplers=sampler_names(samplers) if samplers is not None else CHAIN)
+        seed=seed, samplers=samplers)
     options.no_gpu(gpu)
     started = time.perf_counter()
     with terminal.progress_bar("loading") as progress:
@@ -82,18 +79,12 @@ def chat(
     with loaded:
         template = loaded.template(None if chat_template is None else options.clean(chat_template))
         seconds = time.perf_counter() - started
-        session = Session(loaded, sampling, max(predict, -1), ignore_eos=ignore_eos)
+        session = Session(loaded, sampling, most, ignore_eos=ignore_eos)
         messages: list[Message] = []
         if system is not None:
             messages.append({"role": "system", "content": options.clean(system)})
-        try:
+        with figures_after(session, seconds):
             converse(session, template, messages, reader())
-        except BrokenPipeError:
-            raise
-        except BaseException:
-            figures(session, seconds)
-            raise
-        figures(session, seconds)
 
 
 def converse(session: Session, template: Template, messages: list[Message],

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bestiary.errors import BestiaryError
 from bestiary.host import Host
 
+if TYPE_CHECKING:
+    from bestiary.sampling import Sampling
+
 log = logging.getLogger("bestiary")
 
+SAMPLER_NAMES = {"temp": "temperature", "penalty": "penalties"}
+"""Other spellings of samplers."""
 MODEL = "demo"
 """The command whose module brings the model that is run where none is named: its function `model` gives the path."""
 
@@ -114,6 +120,27 @@ def vocabulary_path(path: Path | None) -> Path | None:
     if path is not None and path.is_dir() and not (path / "config.json").exists():
         return next((path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()), path)
     return path
+
+
+def max_tokens(predict: int) -> int:
+    """What -n says. Raises BestiaryError below -2."""
+    if predict < -2:
+        raise BestiaryError(f"-n {predict}; a number of tokens, -1 or -2 is wanted")
+    return max(predict, -1)
+
+
+def sampling(*, top_k: int, seed: int | None, samplers: str | None, **others: float) -> Sampling:
+    """Sampling by the conventions of command lines: a top_k or seed below 0 is none, samplers are named in one text."""
+    from bestiary.sampling import CHAIN, Sampling
+
+    return Sampling(top_k=max(top_k, 0), seed=None if seed is None or seed < 0 else seed,
+                    samplers=CHAIN if samplers is None else sampler_names(samplers), **others)  # type: ignore[arg-type]
+
+
+def sampler_names(text: str) -> tuple[str, ...]:
+    """ "penalties;top-k;temp" -> the samplers' names."""
+    names = [name.strip().lower().replace("-", "_") for name in re.split("[;,]", text) if name.strip()]
+    return tuple(SAMPLER_NAMES.get(name, name) for name in names)
 
 
 def numbers(text: str, option: str, least: int) -> Sequence[int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,6 @@ log = logging.getLogger("bestiary")
 
 INSTRUCTION = Turns("\n\n### Instruction:\n\n", "\n\n### Response:\n\n", marker="> ", first=True, whole_lines=False)
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
-NAMES = {"temp": "temperature", "penalty": "penalties"}  # other spellings of samplers
 
 
 def run(
@@ -93,20 +93,17 @@ def run(
 ) -> None:
     """Let a model continue a text, or talk with it."""
     from bestiary.model import load
-    from bestiary.sampling import CHAIN, Sampling
 
     host = options.host_of(context)
     read: Callable[[str], str] = unescape if escape else str
     start = read(prompt_of(host, prompt, file))
     interactive = interactive or interactive_first or instruct
     reverse = [read(text) for text in reverse or () if text]
-    if predict < -2:
-        raise BestiaryError(f"-n {predict}; a number of tokens, -1 or -2 is wanted")
-    sampling = Sampling(
-        temperature=temperature, top_k=max(top_k, 0), top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty,
+    most = options.max_tokens(predict)
+    sampling = options.sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=repeat_penalty,
         frequency_penalty=frequency_penalty, presence_penalty=presence_penalty, repeat_last_n=repeat_last_n,
-        seed=None if seed is None or seed < 0 else seed,
-        samplers=sampler_names(samplers) if samplers is not None else CHAIN)
+        seed=seed, samplers=samplers)
     for given, line in (
             (memory, "no use for --mlock, --mmap, --no-mmap, --numa: weights are always read into memory"),
             (keep, "no use for --keep: the context is not shifted; where it is full, the text ends"),
@@ -127,16 +124,10 @@ def run(
         seconds = time.perf_counter() - started
         if verbose_prompt:
             show_tokens(loaded, start)
-        session = Session(loaded, sampling, max(predict, -1), reverse, ignore_eos, color and sys.stdout.isatty())
+        session = Session(loaded, sampling, most, reverse, ignore_eos, color and sys.stdout.isatty())
         turns = INSTRUCTION if instruct else Turns(read(in_prefix), read(in_suffix), first=interactive_first)
-        try:
+        with figures_after(session, seconds):
             speak(session, start, turns if interactive else None, show=not no_display_prompt)
-        except BrokenPipeError:
-            raise
-        except BaseException:  # Ctrl-C is the usual end of a long text
-            figures(session, seconds)
-            raise
-        figures(session, seconds)
 
 
 def speak(session: Session, start: str, turns: Turns | None, show: bool) -> None:
@@ -159,6 +150,19 @@ def speak(session: Session, start: str, turns: Turns | None, show: bool) -> None
         reason = session.converse(turns, reader())
     if reason == "context":
         log.warning("the context of %d tokens is full; -c N makes it larger", session.model.plan.limits.context)
+
+
+@contextlib.contextmanager
+def figures_after(session: Session, load_seconds: float) -> Iterator[None]:
+    """Prints the figures whatever ends the text: Ctrl-C is the usual end of a long one."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except BaseException:
+        figures(session, load_seconds)
+        raise
+    figures(session, load_seconds)
 
 
 def figures(session: Session, load_seconds: float) -> None:
@@ -212,11 +216,6 @@ def unescape(text: str) -> str:
     r"""Reads \n, \r, \t, \', \", \\ and \xHH; any other backslash stays."""
     return re.sub(r"\\(?:x([0-9a-fA-F]{2})|([nrt'\"\\]))",
                   lambda m: chr(int(m[1], 16)) if m[1] else ESCAPES[m[2]], text)
-
-
-def sampler_names(text: str) -> tuple[str, ...]:
-    names = [name.strip().lower().replace("-", "_") for name in re.split("[;,]", text) if name.strip()]
-    return tuple(NAMES.get(name, name) for name in names)
 
 
 def show_tokens(model: Model, text: str) -> None:

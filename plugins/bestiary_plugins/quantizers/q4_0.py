@@ -7,19 +7,13 @@ from numpy.typing import NDArray
 
 from bestiary.plugin import Quantizer
 from bestiary_plugins.encodings import Q4_0
-from bestiary_plugins.quantizers.codes import nibbles, truncated
-from bestiary_plugins.quantizers.compiled import kernel
+from bestiary_plugins.quantizers.codes import by_largest, nibbles
+from bestiary_plugins.quantizers.compiled import quantized
 
 
 def reference(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
     """(rows, columns) float32 -> (rows, row_bytes) uint8."""
-    blocks = rows.reshape(-1, 32).astype(np.float32, copy=False)  # (blocks, 32)
-    with np.errstate(all="ignore"):
-        largest = np.abs(blocks).argmax(axis=1)[:, None]
-        scale = np.take_along_axis(blocks, largest, axis=1) / np.float32(-8)  # so that it becomes code 0
-        inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
-        codes = truncated(blocks * inverse + np.float32(8.5), 15)
-        halves = scale.astype(np.float16).view(np.uint8)
+    halves, codes = by_largest(rows, 4)
     return np.concatenate([halves, nibbles(codes)], axis=1).reshape(len(rows), -1)
 
 
@@ -33,6 +27,4 @@ class QuantizerQ4_0(Quantizer):
 
     def quantize(self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
         # The scale follows from the block's largest weight alone: importance has no say.
-        compiled = kernel("quantize_q4_0")
-        blocks: NDArray[np.uint8] = reference(rows) if compiled is None else compiled(rows)
-        return blocks
+        return quantized(self.name, reference, rows)

@@ -7,19 +7,13 @@ from numpy.typing import NDArray
 
 from bestiary.plugin import Quantizer
 from bestiary_plugins.encodings import Q5_1
-from bestiary_plugins.quantizers.codes import fifth_bits, nibbles, truncated
-from bestiary_plugins.quantizers.compiled import kernel
+from bestiary_plugins.quantizers.codes import by_range, fifth_bits, nibbles
+from bestiary_plugins.quantizers.compiled import quantized
 
 
 def reference(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
     """(rows, columns) float32 -> (rows, row_bytes) uint8."""
-    blocks = rows.reshape(-1, 32).astype(np.float32, copy=False)  # (blocks, 32)
-    with np.errstate(all="ignore"):
-        minimum = blocks.min(axis=1, keepdims=True)
-        scale = (blocks.max(axis=1, keepdims=True) - minimum) / np.float32(31)
-        inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
-        codes = truncated((blocks - minimum) * inverse + np.float32(0.5), 31)
-        halves = np.concatenate([scale, minimum], axis=1).astype(np.float16).view(np.uint8)
+    halves, codes = by_range(rows, 5)
     return np.concatenate([halves, fifth_bits(codes), nibbles(codes)], axis=1).reshape(len(rows), -1)
 
 
@@ -31,6 +25,4 @@ class QuantizerQ5_1(Quantizer):
 
     def quantize(self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
         # Scale and minimum follow from the block's smallest and largest weights alone: importance has no say.
-        compiled = kernel("quantize_q5_1")
-        blocks: NDArray[np.uint8] = reference(rows) if compiled is None else compiled(rows)
-        return blocks
+        return quantized(self.name, reference, rows)

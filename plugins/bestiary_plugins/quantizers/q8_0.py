@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from bestiary.plugin import Quantizer
 from bestiary_plugins.encodings import Q8_0
-from bestiary_plugins.quantizers.compiled import kernel
+from bestiary_plugins.quantizers.compiled import quantized
 
 
 def reference(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -31,6 +31,4 @@ class QuantizerQ8_0(Quantizer):
 
     def quantize(self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
         # The scale follows from the block's largest weight alone: importance has no say.
-        compiled = kernel("quantize_q8_0")
-        blocks: NDArray[np.uint8] = reference(rows) if compiled is None else compiled(rows)
-        return blocks
+        return quantized(self.name, reference, rows)
