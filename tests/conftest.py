@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bestiary.host import Host, HostSettings
+from tests.installing import Place
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +28,12 @@ def data() -> Path:
 def host() -> Host:
     """The built-in plugins and no others."""
     return Host(HostSettings(names=()))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """An environment to install packages in; a module's tests share one."""
+    return Place(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture(autouse=True)
