@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from bestiary.plugin import Bits, Encoding, Factor, Layout, Quantizer, hookimpl
+from bestiary.plugin import BestiaryError, Bits, Encoding, Factor, Layout, Quantizer, hookimpl
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,11 +30,13 @@ class Mole(Quantizer):
     def quantize(self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
         import numpy as np
 
+        if not np.isfinite(rows).all():
+            raise BestiaryError("weights that are infinite or no numbers cannot be quantized to mole")
         blocks = rows.reshape(-1, BLOCK)  # (rows * columns / 64, 64)
         scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)  # the largest weight gets the code 127
-        codes = np.rint(blocks / np.where(scale == 0, np.float32(1), scale)).astype(np.int8)
+        codes = np.rint(blocks / np.where(scale == 0, np.float32(1), scale)).clip(-127, 127).astype(np.int8)
         packed = np.concatenate([scale.astype("<f4").view(np.uint8), codes.view(np.uint8)], axis=1)
-        return packed.reshape(len(rows), -1)  # (rows, row_bytes)
+        return packed.reshape(len(rows), self.encoding.row_bytes(rows.shape[1]))
 
 
 @hookimpl
