@@ -81,13 +81,18 @@ def run_cases(case: Callable[[int], object], seeds: Sequence[int], *, memory: in
 def death(status: int, seconds: int, said: IO[bytes]) -> str:
     """What a child died of, and the end of what it said."""
     said.seek(0)
-    words = said.read().decode(errors="backslashreplace")[-3000:]
+    words = both_ends(said.read().decode(errors="backslashreplace"))
     if not os.WIFSIGNALED(status):
         return f"ended with status {os.WEXITSTATUS(status)}\n{words}"
     number = os.WTERMSIG(status)
     if number in (signal.SIGXCPU, signal.SIGKILL):
         return f"no answer in {seconds} s\n{words}"
     return f"died of {signal.Signals(number).name}\n{words}"
+
+
+def both_ends(text: str, size: int = 2000) -> str:
+    """A trace of C says first where it happened, what a library prints says it last."""
+    return text if len(text) <= 2 * size else f"{text[:size]}\n...\n{text[-size:]}"
 
 
 def answers(pipe: int, patience: float) -> Iterator[tuple[str, str]]:
