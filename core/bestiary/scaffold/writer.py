@@ -1,4 +1,4 @@
-"""The format magpie: a line of JSON, {"config": ..., "shapes": {name: shape}}, then the tensors as f32."""
+"""The format magpie: a line of JSON, {"config": ..., "tensors": {name: [encoding, shape]}}, then their bytes."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ class Magpie(Writer):
         from bestiary.tensor import chunks
 
         tensors = checkpoint.tensors
-        header = {"config": dict(checkpoint.config), "shapes": {name: each.shape for name, each in tensors.items()}}
+        header = {"config": dict(checkpoint.config),
+                  "tensors": {name: (each.encoding.name, each.shape) for name, each in tensors.items()}}
         done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
         with replacing(path, force) as file:  # it gets its name when it is complete
             file.write(json.dumps(header, default=float).encode() + b"\n")
             for name, tensor in tensors.items():
                 for start, stop in chunks(tensor):  # a few megabytes at a time
-                    file.write(tensor.decode(start, stop).astype("<f4").tobytes())
+                    file.write(tensor.read(start, stop).tobytes())
                 done += tensor.nbytes
                 if progress is not None:
                     progress(done, total, name)
