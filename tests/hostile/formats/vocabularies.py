@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import random
 import struct
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +73,13 @@ def varints(data: bytes) -> tuple[list[Place], list[Place]]:
 def sentencepiece() -> Sample:
     import sentencepiece as library
 
-    written = io.BytesIO()
+    written, rules = io.BytesIO(), Path(tempfile.gettempdir()) / f"bestiary-rules-{os.getpid()}.tsv"
+    rules.write_text("FF21\t41\n2460\t31\n3000\t20\nFB01\t66 69\n")  # as the library's own, and a thousandth as long
     library.SentencePieceTrainer.train(
         sentence_iterator=iter(["the cat sat on the mat", "hello world, hello <x> there", "numbers 1 22"] * 20),
         model_writer=written, model_type="bpe", vocab_size=300, byte_fallback=True, hard_vocab_limit=False,
-        user_defined_symbols=["<x>"], minloglevel=2, normalization_rule_name="nmt_nfkc")
+        user_defined_symbols=["<x>"], minloglevel=2, normalization_rule_tsv=str(rules))
+    rules.unlink()
     data = written.getvalue()
     fields, pieces = varints(data)
     special = [place for place in fields if place[0] > len(data) - 400 or place[0] < 120]
