@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,9 @@ class Record:
 
     def pytest_sessionfinish(self) -> None:
         self.path.write_text(json.dumps({
-            "python": platform.python_version(), "passed": self.passed, "failed": self.failed,
-            "data_tests": self.data_tests, "isas": sorted(self.isas), "skipped": self.skipped}, indent=1))
+            "python": platform.python_version(), "optimized": sys.flags.optimize > 0, "passed": self.passed,
+            "failed": self.failed, "data_tests": self.data_tests, "isas": sorted(self.isas),
+            "skipped": self.skipped}, indent=1))
 
 
 def pytest_configure(config: pytest.Config) -> None:
