@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bestiary.architecture import Architecture, Config
+from bestiary.architecture import Architecture, Config, PromptLayout
 from bestiary.backend import Backend, Batch, Limits, Plan, Progress
 from bestiary.canonical import to_canonical
 from bestiary.chat import end_ids, template_of
@@ -24,6 +24,7 @@ from bestiary.convert import convert, recipe_for
 from bestiary.encoding import F32
 from bestiary.engine import Engine, Generation, Request
 from bestiary.errors import BestiaryError, short
+from bestiary.guard import calling, printing_to_stderr, whose
 from bestiary.host import Host
 from bestiary.rank_list import with_vocabulary
 from bestiary.sampling import Sampling
@@ -46,7 +47,7 @@ class Model:
         self.checkpoint, self.architecture, self.backend, self.plan = checkpoint, architecture, backend, plan
         self._tokenizer, self.host = tokenizer, host
         self.tokenizer_material = checkpoint.tokenizer if material is None else material
-        self.engine = Engine(plan, architecture.layout)
+        self.engine = Engine(plan, self.layout, whose(backend, host))
 
     @property
     def config(self) -> Config:
@@ -56,7 +57,19 @@ class Model:
     def facts(self) -> dict[str, str]:
         """How it runs: what the backend says of itself, and the threads that were asked for."""
         asked = {"threads": self.plan.limits.threads, "threads_prefill": self.plan.limits.threads_prefill}
-        return {**self.backend.describe(), **{name: str(count) for name, count in asked.items() if count is not None}}
+        with calling(whose(self.backend, self.host), "describe itself"), printing_to_stderr():
+            facts = dict(self.backend.describe())
+        return {**facts, **{name: str(count) for name, count in asked.items() if count is not None}}
+
+    def layout(self, ids: list[int]) -> PromptLayout:
+        """Where a prompt's tokens stand. Raises BestiaryError where the architecture does not say it of every one."""
+        who = whose(self.architecture, self.host)
+        with calling(who, "lay out a prompt"):
+            found: object = self.architecture.layout(ids)
+            if (isinstance(found, PromptLayout) and len(found.next) == len(found.step) == len(found.positions)
+                    and all(len(stream) == len(ids) for stream in found.positions)):
+                return found
+        raise BestiaryError(f"{who} laid out {len(ids)} tokens as {shown(found)}, not as a PromptLayout of them")
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -77,8 +90,8 @@ class Model:
         ids = whole_ids(ids)
         if len(ids) > self.plan.limits.context:
             raise BestiaryError(f"{len(ids)} tokens; the context holds {self.plan.limits.context}")
-        layout = self.architecture.layout(ids)
-        cache = self.plan.new_cache(replace(self.plan.limits, sequences=1, context=max(len(ids), 1)))
+        layout = self.layout(ids)
+        cache = self.engine.plan.new_cache(replace(self.plan.limits, sequences=1, context=max(len(ids), 1)))
         vocabulary = self.plan.graph.vocabulary
         if not all(0 <= i < vocabulary for i in ids):
             raise BestiaryError(f"a token outside of the model's vocabulary of {vocabulary}")
@@ -93,7 +106,7 @@ class Model:
             batch = Batch(tokens[part].astype(np.int32), positions[:, part], np.zeros(count, np.int32),
                           wanted=np.arange(skipped, count, dtype=np.int32), prefixes={0: layout.prefix})
             with self.engine.lock:
-                rows = self.plan.forward(batch, cache, output)
+                rows = self.engine.plan.forward(batch, cache, output)
             if skipped < count:
                 out[start + skipped - first:part.stop - first] = rows
         return out
@@ -128,7 +141,9 @@ class Model:
         """As `chat`, of complete settings."""
         if isinstance(messages, (str, bytes)) or not all(isinstance(message, Mapping) for message in messages):
             raise BestiaryError('messages are a list like [{"role": "user", "content": "Hello"}]')
-        ids = self.tokenizer.encode_segments(template.render(messages), bos=True)
+        with calling(whose(template), "render messages"):
+            segments = template.render(messages)
+        ids = self.tokenizer.encode_segments(segments, bos=True)
         stops = (*template.stop, *stop_texts(stop))
         return self.generate_from(ids, max_tokens, sampling, stops, ignore_eos, end_ids(template, self.tokenizer))
 
@@ -145,7 +160,7 @@ class Model:
 
     def close(self) -> None:
         """Frees the weights; the model is not used again."""
-        self.plan.close()
+        self.engine.plan.close()
 
     def __enter__(self) -> Model:
         return self
@@ -297,7 +312,7 @@ def choose_backend(host: Host, name: str | None) -> Backend:
         if (reason := host.unavailable(backend)) is not None:
             raise BestiaryError(f"backend {name} does not run here: {reason}")
         return backend
-    ranked = sorted(host.backends.values(), key=lambda backend: -backend.rank)
+    ranked = sorted((entry.item for entry in host.backends.entries()), key=lambda backend: -backend.rank)
     reasons: list[tuple[str, str]] = []
     for backend in ranked:
         reason = host.unavailable(backend)
@@ -316,11 +331,16 @@ def make_tokenizer(material: TokenizerMaterial, family: Architecture | None, con
     the family does not know of vocabularies, the others of the host may."""
     if material.empty:
         return None
-    rules, lists = (host.pre_tokenizers, host.rank_lists) if host else ({}, [])
-    if family:
-        rules, lists = {**rules, **family.pre_tokenizers}, [*family.rank_lists, *lists]
+    rules, lists = (dict(host.pre_tokenizers), [*host.rank_lists.values()]) if host else ({}, [])
+    if family is None:
+        return build_tokenizer(with_vocabulary(material, lists), rules)
+    rules, lists = {**rules, **family.pre_tokenizers}, [*family.rank_lists, *lists]
     tokenizer = build_tokenizer(with_vocabulary(material, lists), rules)
-    return family.wrap(tokenizer, config) if family else tokenizer
+    with calling(whose(family, host), "wrap the tokenizer"), printing_to_stderr():
+        wrapped: object = family.wrap(tokenizer, config)
+    if not isinstance(wrapped, Tokenizer):
+        raise BestiaryError(f"{whose(family, host)} wrapped the tokenizer and gave {shown(wrapped)}, not a Tokenizer")
+    return wrapped
 
 
 def load_tokenizer(path: str | os.PathLike[str], host: Host | None = None, loader: str | None = None) -> Tokenizer:

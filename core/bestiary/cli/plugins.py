@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bestiary.cli import options, terminal
+from bestiary.cli.main import hidden_commands
 from bestiary.errors import printable
 from bestiary.host import Host
 
@@ -30,7 +31,11 @@ def plugins(
         new(options.host_of(context), words or [], folder, as_json)
         return
     with terminal.aside(as_json):
-        reports = options.host_of(context).report()
+        host = options.host_of(context)
+        hidden = hidden_commands(host)
+        reports = [replace(report, clashes=(*report.clashes, *(sentence for origin, sentence in hidden
+                                                               if origin == report.origin)))
+                   for report in host.report()]
     if as_json:
         print(json.dumps([asdict(report) for report in reports], indent=2, ensure_ascii=False))
         return
@@ -40,6 +45,8 @@ def plugins(
         print(printable(f"{report.plugin} of {origin} ({report.entry_point}), {state}"))
         for kind, names in report.provides.items():
             print(printable(f"  {kind:<15}{', '.join(names)}"))
+        for clash in report.clashes:
+            print(printable(f"  {'clash':<15}{clash}"))
         if report.reason is not None:
             print(printable(f"  {'reason':<15}{report.reason}"))
             if verbose and report.traceback:
@@ -60,4 +67,4 @@ def new(host: Host, words: list[str], folder: Path | None, as_json: bool) -> Non
         print(json.dumps({"folder": str(written), "files": files, "next": steps}, indent=2, ensure_ascii=False))
         return
     print(f"{printable(str(written))} holds a plugin that works: {', '.join(files)}. Next:")
-    print("\n".join(f"  {step}" for step in steps))
+    print("\n".join(printable(f"  {step}") for step in steps))
