@@ -28,6 +28,7 @@ from tests.contracts import broken
 from tests.contracts.broken import run
 
 pytest_plugins = ["pytester"]
+HOST = Host(HostSettings(names=()))
 
 
 class Flats(LoaderContract):
@@ -73,6 +74,7 @@ QUANTIZERS: list[tuple[Any, str, str]] = [
     (broken.InPlace(), "test_no_weight_is_further_off_than_the_bound", "changes the rows that it is given"),
     (broken.Lying(), "test_any_bytes_are_decoded", "the decoder gives other weights than the layout says"),
     (broken.Lying(), "test_what_is_written_opens_without_the_plugin", "does the layout say what the decoder does"),
+    (broken.Lying(), "test_every_backend_gives_the_logits_of_the_reference", "the backend cpu is .* from numpy"),
     (broken.Forgetting(), "test_what_it_leaves_to_others_is_known", "q8_of_nobody"),
 ]
 LOADERS: list[tuple[Any, str, str]] = [
@@ -136,13 +138,14 @@ def test_the_item_wins_over_what_is_installed_and_the_host_pickles() -> None:
     item = QuantizerQ8_0()
     host = HostWith("quantizers", item)
     assert host.quantizers["Q8_0"] is host.quantizers["7"] is item
-    assert set(host.quantizers) == set(Host(HostSettings(names=())).quantizers)
+    assert set(host.quantizers) == set(HOST.quantizers)
     again = pickled(host, "the host")
     assert isinstance(again.quantizers["q8_0"], QuantizerQ8_0) and again.settings == host.settings
 
 
 def test_a_backend_that_calls_itself_exact_is_held_to_it() -> None:
     backend, contract = NumpyBackend(), BackendContract()
+    assert HOST.backends["cpu"].exact and not HOST.backends["numpy"].exact
     assert contract.own_bound(backend) == contract.bound
     assert contract.own_bound(having(NumpyBackend(), exact=True)) == 0
     assert contract.own_bound(having(backend, exact=False)) == contract.bound

@@ -259,7 +259,8 @@ class ArchitectureContract(RunningContract):
             expect(isinstance(wrapped, Tokenizer), f"wrap() gives {type(wrapped).__name__}, not a Tokenizer ({which})")
             for text in SAMPLES:
                 back = wrapped.decode(wrapped.encode(text))
-                expect(back == text, f"wrap(): {text!r} is encoded and comes back as {back!r} ({which})")
+                expect(back == text, f"wrap(): {text!r} is encoded and comes back as {back!r} ({which}); where that is "
+                                     "the family's way, override this test and say what is kept")
 
 
 def own_tensors(architecture: Architecture, model: Model) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from bestiary.tensor import Tensor
 from bestiary.testing import operations
 from bestiary.testing.batches import bad_batches
 from bestiary.testing.contract import Broken, Contract, HostWith, expect
-from bestiary.testing.operations import Refusal, graph_of, graphs
+from bestiary.testing.operations import Refusal, graph_of, graphs, products
 from bestiary.testing.tiny import (
     LIMITS,
     Ids,
@@ -136,15 +136,18 @@ class BackendContract(Contract):
 
     def test_every_encoding_gives_the_logits_of_the_reference(self, backend: Backend, host: Host) -> None:
         for name, quantizer in host.quantizers.items():
-            columns = quantizer.encoding.block_size * max(1, -(-96 // quantizer.encoding.block_size))
-            g = Trace()
-            x = g.embed("token_embd.weight", operations.VOCABULARY, columns)
-            for _ in g.layers(1):
-                x = g.add(x, g.linear(g.silu(g.linear(x, "up.weight", columns)), "down.weight", columns))
-            graph = g.finish(g.linear(x, "output.weight", 61), x)
+            graph = products(quantizer.encoding.block_size * max(1, -(-96 // quantizer.encoding.block_size)))
             bound = self.quantized_bound if quantizer.encoding.quantized else self.bound
             tensors = quantized(random_weights(graph.weights), quantizer)
-            self.check_agrees(backend, f"weights in {name}", graph, tensors, counting, bound)
+            if not self.check_agrees(backend, f"weights in {name}", graph, tensors, counting, bound):
+                continue
+            ids, own = random_ids(operations.VOCABULARY, TOKENS), self.own_bound(backend)
+            one, three = (Runs(backend.compile(graph, tensors, replace(LIMITS, threads=count))) for count in (1, 3))
+            wanted = one.prefill(ids)
+            for way, rows in (("one by one", one.in_pieces(ids, [1])), ("with 3 threads", three.prefill(ids))):
+                found = difference(rows, wanted)
+                expect(found <= own, f"weights in {name} {way}: {found:.2e} of the spread of the logits from one "
+                                     f"prefill; the bound is {own:.1e}")
 
     def test_the_cache_changes_nothing(self, backend: Backend, host: Host) -> None:
         bound = self.own_bound(backend)

@@ -85,6 +85,16 @@ def graphs() -> Iterator[tuple[str, Graph]]:
         yield name, graph_of(operation, prefix="prefix" in name)
 
 
+def products(columns: int) -> Graph:
+    """Matrices of that many columns and little else, for encodings whose blocks are wide."""
+    g = Trace()
+    x = g.embed("token_embd.weight", VOCABULARY, columns)
+    for _ in g.layers(1):
+        h = g.silu(g.linear(g.rms_norm(x, "norm.weight", 1e-5), "up.weight", columns))
+        x = g.add(x, g.linear(h, "down.weight", columns))
+    return g.finish(g.linear(x, "output.weight", 61), x)
+
+
 def graph_of(operation: Operation, prefix: bool = False) -> Graph:
     g = Trace()
     x = g.embed("token_embd.weight", VOCABULARY, WIDTH)

@@ -21,7 +21,18 @@ from bestiary.quantizer import Quantizer
 from bestiary.saving import choose_writer
 from bestiary.tensor import BlockTensor
 from bestiary.testing.contract import Broken, Contract, HostWith, expect, pickled
-from bestiary.testing.tiny import Floats, make_model
+from bestiary.testing.operations import VOCABULARY, products
+from bestiary.testing.tiny import (
+    LIMITS,
+    Floats,
+    Runs,
+    difference,
+    make_model,
+    quantized,
+    random_ids,
+    random_weights,
+    running_backends,
+)
 
 ROWS = 6
 SCALES = (1e-2, 1.0, 1e2)
@@ -56,11 +67,14 @@ def span(encoding: Encoding, columns: int) -> int:
 class QuantizerContract(Contract):
     """Subclass it as TestSomething with `quantizer`. bound: the largest error of a weight that is allowed, as a share
     of the largest weight in its block (its row, for plain numbers and where a row has one scale); by default what
-    usual_bound says."""
+    usual_bound says. backends_bound: how far the logits of a model in the encoding may be from those of the reference,
+    as a share of their spread, since a backend may round activations."""
 
     kind = "quantizers"
     quantizer: Quantizer
     bound: float | None = None
+    reference: str = "numpy"
+    backends_bound: float = 0.03
 
     @pytest.fixture
     def host(self, quantizer: Quantizer) -> Host:
@@ -215,6 +229,22 @@ class QuantizerContract(Contract):
             found = self.error(quantizer, self.read(quantizer, self.write(quantizer, once)), once)
             expect(found <= self.allowed(quantizer), f"{what}: quantized again they move by {found:.4g} of the largest "
                                                      f"in their block; the bound is {self.allowed(quantizer):.4g}")
+
+    def test_every_backend_gives_the_logits_of_the_reference(self, quantizer: Quantizer, host: Host) -> None:
+        """Compiled kernels read the layout, the reference what `decode` gives."""
+        graph = products(self.columns(quantizer))
+        tensors = quantized(random_weights(graph.weights), quantizer)
+        ids = random_ids(VOCABULARY, 21)
+        wanted = Runs(host.backends[self.reference].compile(graph, tensors, LIMITS)).prefill(ids)
+        expect(np.isfinite(wanted).all(), "a model in this encoding gives logits that are infinite or no numbers")
+        for name, backend in running_backends(host).items():
+            try:
+                plan = backend.compile(graph, tensors, LIMITS)
+            except BestiaryError:
+                continue  # it says what it cannot run
+            found = difference(Runs(plan).prefill(ids), wanted)
+            expect(found <= self.backends_bound, f"the backend {name} is {found:.2e} of the spread of the logits from "
+                                                 f"{self.reference}; the bound is {self.backends_bound}")
 
     def test_what_is_written_opens_without_the_plugin(self, quantizer: Quantizer, host: Host, tmp_path: Path) -> None:
         """Where the encoding has a layout; without one the file says whose it is."""
