@@ -32,6 +32,8 @@ HOST = Host(HostSettings(names=()))
 
 
 class Flats(LoaderContract):
+    damages = 150
+
     def sample(self, folder: Path) -> Path:
         return broken.flat_sample(folder)
 

@@ -18,6 +18,7 @@ from bestiary.testing import (
     QuantizerContract,
     WriterContract,
 )
+from bestiary.testing.contract import imports_of
 from bestiary.testing.tiny import Model
 from tests.contracts.samples import HEADERS, SAMPLES
 
@@ -83,3 +84,9 @@ class TestQuantizers(QuantizerContract):
 
 class TestBackends(BackendContract):
     pass
+
+
+@pytest.mark.parametrize("module", ["bestiary.cli.main", "bestiary.model", "bestiary.plugin", "bestiary_plugins"])
+def test_nothing_but_tests_needs_pytest(module: str) -> None:
+    assert "numpy" in imports_of("bestiary.model")
+    assert "pytest" not in imports_of(module)
