@@ -5,9 +5,9 @@
     /tmp/atheris/bin/python scripts/fuzz_atheris.py gguf-v3 -- -max_total_time=600
 
 The format is a name of tests/hostile/formats/corpus.py; what follows `--` goes to libFuzzer. Inputs that reach
-something new are kept in FOLDER/FORMAT (--keep, by default under the temporary folder), and so are crashes. `--collect` instead
-copies some of what was kept, evenly over its sizes, to tests/hostile/corpus/FORMAT, which a test replays. An input is
-what comes in place of the sample's main file, or, where a length or a checksum guards a part of it, of that part.
+something new are kept in FOLDER/FORMAT (--keep, by default under the temporary folder), and so are crashes. `--collect`
+instead copies some of what was kept, evenly over its sizes, to tests/hostile/corpus/FORMAT, which a test replays. An
+input is what comes in place of the sample's main file, or, where a length or a checksum guards a part, of that part.
 atheris 3.0 has wheels for CPython 3.11 to 3.13 on Linux; it is no dependency of this project.
 """
 
