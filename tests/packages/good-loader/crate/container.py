@@ -1,4 +1,4 @@
-"""The format crate, in and out: a header of JSON, then the bytes of the tensors in any encoding.
+"""Crates read and written: a header of JSON, then the bytes of the tensors in any encoding.
 
     b"CRATE 1\\n", the header's length as 8 bytes (little-endian), the header, the data.
 
@@ -13,13 +13,12 @@ import base64
 import binascii
 import json
 import struct
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bestiary.checkpoint import CANONICAL, Checkpoint, TokenizerMaterial
 from bestiary.files import DataFile, FileTensor, replacing
-from bestiary.plugin import BestiaryError, Encoding, Loader, Writer, hookimpl
+from bestiary.plugin import BestiaryError, Encoding
 from bestiary.readahead import read_ahead
 from bestiary.strict_json import LARGEST_LIST, parse_object
 
@@ -27,26 +26,18 @@ if TYPE_CHECKING:
     from bestiary.backend import Progress
     from bestiary.host import Host
 
-bestiary_api = 1  # the version of the hooks that this is written for
 MAGIC = b"CRATE 1\n"
 START = len(MAGIC) + 8
 LARGEST_SIZE, MOST_AXES = 1 << 40, 8
 
 
-class Crate(Loader):
-    """A .crate file."""
-
-    name = "crate"
-
-    def recognise(self, path: Path) -> int:
-        try:
-            file = DataFile(path)
-            return 100 if file.size >= START and file.read(0, len(MAGIC)) == MAGIC else 0
-        except BestiaryError:
-            return 0
-
-    def open(self, path: Path, host: Host) -> Checkpoint:
-        return open_crate(path, host)
+def is_crate(path: Path) -> bool:
+    """Whether a file begins like one."""
+    try:
+        file = DataFile(path)
+        return file.size >= START and file.read(0, len(MAGIC)) == MAGIC
+    except BestiaryError:
+        return False
 
 
 def open_crate(path: Path, host: Host) -> Checkpoint:
@@ -105,42 +96,26 @@ def material(path: Path, said: dict[str, Any]) -> TokenizerMaterial:
                              template)
 
 
-class CrateWriter(Writer):
-    """A .crate file."""
-
-    name = "crate"
-    suffix = ".crate"
-
-    def save(self, checkpoint: Checkpoint, path: Path, host: Host, *, force: bool = False,
-             progress: Progress | None = None) -> None:
-        if checkpoint.naming != CANONICAL:
-            raise BestiaryError(f"a crate holds canonical tensors, not those of naming {checkpoint.naming!r}")
-        about, tensors, offset = checkpoint.tokenizer, {}, 0
-        if about.vocabulary is not None and not about.files:
-            raise BestiaryError("a crate holds tokenizers as files; --tokenizer FILE gives it one")
-        for name, tensor in checkpoint.tensors.items():
-            tensors[name] = [tensor.encoding.name, list(tensor.shape), offset]
-            offset += tensor.nbytes
-        header = json.dumps({
-            "naming": checkpoint.naming, "config": dict(checkpoint.config), "tensors": tensors, "tokenizer": {
-                "files": {name: base64.b64encode(data).decode() for name, data in about.files.items()},
-                "bos": about.bos, "eos": about.eos, "add_bos": about.add_bos, "add_eos": about.add_eos,
-                "ends": list(about.ends), "chat_template": about.chat_template}}, default=float).encode()
-        done, names = 0, list(tensors)
-        with replacing(path, force) as file:
-            file.write(MAGIC + struct.pack("<Q", len(header)) + header)
-            for index, _, rows in read_ahead(checkpoint.tensors.values()):
-                file.write(rows.tobytes())
-                done += rows.nbytes
-                if progress is not None:
-                    progress(done, offset, names[index])
-
-
-@hookimpl
-def bestiary_loaders() -> Iterable[Loader]:
-    return [Crate()]
-
-
-@hookimpl
-def bestiary_writers() -> Iterable[Writer]:
-    return [CrateWriter()]
+def save_crate(checkpoint: Checkpoint, path: Path, force: bool, progress: Progress | None) -> None:
+    """Writes the canonical checkpoint, each tensor once by ranges of rows."""
+    if checkpoint.naming != CANONICAL:
+        raise BestiaryError(f"a crate holds canonical tensors, not those of naming {checkpoint.naming!r}")
+    about, tensors, offset = checkpoint.tokenizer, {}, 0
+    if about.vocabulary is not None and not about.files:
+        raise BestiaryError("a crate holds tokenizers as files; --tokenizer FILE gives it one")
+    for name, tensor in checkpoint.tensors.items():
+        tensors[name] = [tensor.encoding.name, list(tensor.shape), offset]
+        offset += tensor.nbytes
+    header = json.dumps({
+        "naming": checkpoint.naming, "config": dict(checkpoint.config), "tensors": tensors, "tokenizer": {
+            "files": {name: base64.b64encode(data).decode() for name, data in about.files.items()},
+            "bos": about.bos, "eos": about.eos, "add_bos": about.add_bos, "add_eos": about.add_eos,
+            "ends": list(about.ends), "chat_template": about.chat_template}}, default=float).encode()
+    done, names = 0, list(tensors)
+    with replacing(path, force) as file:
+        file.write(MAGIC + struct.pack("<Q", len(header)) + header)
+        for index, _, rows in read_ahead(checkpoint.tensors.values()):
+            file.write(rows.tobytes())
+            done += rows.nbytes
+            if progress is not None:
+                progress(done, offset, names[index])
