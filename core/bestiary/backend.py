@@ -115,4 +115,4 @@ class Backend(ABC):
     rank: int = 0
     """Which backend is taken where none is named: the available one of the highest rank."""
     exact: bool = False
-    """Whether a token's logits are the same to the bit whatever the threads, the batch, and the pieces of its prompt."""
+    """Whether a token's logits are the same to the bit whatever the threads, the batch, the pieces of its prompt."""
