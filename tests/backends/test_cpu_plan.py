@@ -216,6 +216,7 @@ FORK = """
 import os, sys
 import numpy as np
 from bestiary.backend import Batch, Limits
+from bestiary.graph import Trace
 from bestiary.tensor import ArrayTensor
 from bestiary_plugins.backends.cpu import CpuBackend
 
