@@ -127,6 +127,11 @@ class Architecture(ABC):
         """Positions of a prompt's tokens and of those generated after it: by default one stream that counts."""
         return PromptLayout((tuple(range(len(ids))),), next=(len(ids),), step=(1,))
 
+    def material(self, material: TokenizerMaterial, config: Config) -> TokenizerMaterial:
+        """What the tokenizer is made of, with what the family's own programs know and its files do not say: further
+        special tokens, which ids end a text. Of what it gave already it gives the same again."""
+        return material
+
     def wrap(self, tokenizer: Tokenizer, config: Config) -> Tokenizer:
         """The tokenizer with the family's own handling of text around it."""
         return tokenizer

@@ -36,7 +36,8 @@ def to_canonical(checkpoint: Checkpoint, architecture: Architecture) -> tuple[Ch
     check_shapes(checkpoint, graph, tensors)
     kept = {name: tensors[name] for name in graph.weights}
     again = partial(_again, architecture)
-    return checkpoint.having(naming=CANONICAL, config=config, tensors=kept, source=(again, (checkpoint,))), graph
+    return checkpoint.having(naming=CANONICAL, config=config, tensors=kept, source=(again, (checkpoint,)),
+                             tokenizer=architecture.material(checkpoint.tokenizer, config)), graph
 
 
 def check_layers(checkpoint: Checkpoint, config: Mapping[str, Any], tensors: int) -> None:

@@ -319,6 +319,7 @@ def make_tokenizer(material: TokenizerMaterial, family: Architecture | None, con
     rules, lists = (host.pre_tokenizers, host.rank_lists) if host else ({}, [])
     if family:
         rules, lists = {**rules, **family.pre_tokenizers}, [*family.rank_lists, *lists]
+        material = family.material(material, config)
     tokenizer = build_tokenizer(with_vocabulary(material, lists), rules)
     return family.wrap(tokenizer, config) if family else tokenizer
 

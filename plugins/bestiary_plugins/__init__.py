@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # "module:Class", imported when the hook is called: `bestiary --help` must not wait for numpy.
 ARCHITECTURES = (
     "architectures.llama:Llama",
+    "architectures.bloom:Bloom",
+    "architectures.falcon:Falcon",
 )
 LOADERS = (
     "loaders.gguf:Gguf",
