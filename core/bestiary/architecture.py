@@ -123,7 +123,7 @@ class Architecture(ABC):
         """Canonical tensors that follow from the config and stand in no checkpoint."""
         return {}
 
-    def layout(self, ids: list[int]) -> PromptLayout:
+    def layout(self, ids: list[int], config: Config) -> PromptLayout:
         """Positions of a prompt's tokens and of those generated after it: by default one stream that counts."""
         return PromptLayout((tuple(range(len(ids))),), next=(len(ids),), step=(1,))
 

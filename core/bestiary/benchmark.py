@@ -86,7 +86,7 @@ class Cache:
         self.places = range(sequences)
         vocabulary = model.plan.graph.vocabulary
         self.ids = np.random.default_rng(SEED).integers(0, vocabulary, model.plan.limits.context).astype(np.int32)
-        layout = model.architecture.layout(self.ids.tolist())
+        layout = model.layout(self.ids.tolist())
         self.positions = np.asarray(layout.positions, np.int32)  # (streams, context)
         self.prefixes = {place: layout.prefix for place in self.places} if layout.prefix else None
         self.cache: KVCache = model.plan.new_cache()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bestiary.architecture import Architecture, Config
+from bestiary.architecture import Architecture, Config, PromptLayout
 from bestiary.backend import Backend, Batch, Limits, Plan, Progress
 from bestiary.canonical import to_canonical
 from bestiary.chat import end_ids, template_of
@@ -46,12 +46,16 @@ class Model:
         self.checkpoint, self.architecture, self.backend, self.plan = checkpoint, architecture, backend, plan
         self._tokenizer, self.host = tokenizer, host
         self.tokenizer_material = checkpoint.tokenizer if material is None else material
-        self.engine = Engine(plan, architecture.layout)
+        self.engine = Engine(plan, self.layout)
 
     @property
     def config(self) -> Config:
         """The normalised config, in Hugging Face's key names."""
         return self.checkpoint.config
+
+    def layout(self, ids: list[int]) -> PromptLayout:
+        """Positions of a prompt's tokens and its prefix, as the family counts them."""
+        return self.architecture.layout(ids, self.config)
 
     def facts(self) -> dict[str, str]:
         """How it runs: what the backend says of itself, and the threads that were asked for."""
@@ -77,7 +81,7 @@ class Model:
         ids = whole_ids(ids)
         if len(ids) > self.plan.limits.context:
             raise BestiaryError(f"{len(ids)} tokens; the context holds {self.plan.limits.context}")
-        layout = self.architecture.layout(ids)
+        layout = self.layout(ids)
         cache = self.plan.new_cache(replace(self.plan.limits, sequences=1, context=max(len(ids), 1)))
         vocabulary = self.plan.graph.vocabulary
         if not all(0 <= i < vocabulary for i in ids):
@@ -278,7 +282,8 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
         log.warning("the model was made for a context of %d tokens; beyond them it may speak nonsense", made_for)
     context = context or made_for
     cache = "f32" if all(tensor.encoding == F32 for tensor in checkpoint.tensors.values()) else "f16"
-    limits = Limits(context, sequences, min(batch, context * sequences), threads, threads_prefill,
+    batch = context * sequences if graph.prefix_mask else min(batch, context * sequences)  # a prefix takes one forward
+    limits = Limits(context, sequences, batch, threads, threads_prefill,
                     cache_type_k or cache, cache_type_v or cache)
     material = checkpoint.tokenizer if tokenizer is None else host.open(Path(tokenizer)).tokenizer
     runs_on = choose_backend(host, backend)

@@ -16,6 +16,9 @@ ARCHITECTURES = (
     "architectures.llama:Llama",
     "architectures.bloom:Bloom",
     "architectures.falcon:Falcon",
+    "architectures.chatglm1:ChatGlm1",
+    "architectures.chatglm:ChatGlm",
+    "architectures.glm4:Glm4",
 )
 LOADERS = (
     "loaders.gguf:Gguf",
