@@ -10,10 +10,11 @@ from bestiary.loader import Loader, Writer
 from bestiary.quantizer import Quantizer
 from bestiary.template import Message, Segment, Template, TurnTemplate
 from bestiary.tokenizer import Tokenizer
+from bestiary.wrapped_tokenizer import WrappedTokenizer
 
 __all__ = [
     "API", "BF16", "F16", "F32", "Architecture", "Backend", "Batch", "BestiaryError", "Bits", "Encoding", "Factor",
     "Graph", "KVCache", "Key", "Layout", "Limits", "Loader", "Message", "Plan", "PreTokenizer", "PromptLayout",
     "Quantizer", "RankList", "Rule", "Segment", "Template", "Tokenizer", "Trace", "TurnTemplate", "Value",
-    "Writer", "hookimpl",
+    "WrappedTokenizer", "Writer", "hookimpl",
 ]

@@ -6,13 +6,20 @@ of GLM-4 in transformers, models/glm.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bestiary.config import flag, one_of, real, section, whole
 from bestiary.errors import BestiaryError
-from bestiary.plugin import Architecture, Graph, Key, Rule, Trace
+from bestiary.plugin import Architecture, Graph, Key, PreTokenizer, RankList, Rule, Tokenizer, Trace, WrappedTokenizer
+from bestiary.rank_list import is_rank_list
+from bestiary.sentencepiece_model import read_model
+from bestiary.tokenizer_settings import settings
 from bestiary.transform import Join
+from bestiary_plugins.architectures.pre_tokenizers import LLAMA3
+from bestiary_plugins.templates import Roles, Rounds
 
 if TYPE_CHECKING:
     from bestiary.checkpoint import TokenizerMaterial
@@ -61,12 +68,28 @@ HUGGINGFACE = (
 )
 
 
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+PIECES = 64_789
+SPECIAL = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", *ROLES)
+"""What the published code of ChatGLM2 and 3 adds to the pieces of their file; in 2 those of the roles are unused."""
+RANKS = 151_329
+SPECIAL_OF_RANKS = ("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", *ROLES, "<|begin_of_image|>",
+                    "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>")
+MARKS = {"system": ROLES[0], "user": ROLES[1], "assistant": ROLES[2], "tool": ROLES[3], "observation": ROLES[3]}
+
+
 class ChatGlm(Architecture):
     """ChatGLM2 and 3, GLM-4-9B."""
 
     name = "chatglm"
     namings = {"huggingface": HUGGINGFACE}
     ignorable = (r".*rotary_pos_emb\.inv_freq", r".*rotary_emb\.inv_freq")
+    rank_lists = (RankList(RANKS, "chatglm-bpe", SPECIAL_OF_RANKS, "[gMASK]", "<|endoftext|>", (ROLES[1], ROLES[3])),)
+    pre_tokenizers = {"chatglm-bpe": PreTokenizer((LLAMA3,))}
+    templates = {
+        "chatglm2-6b": Rounds("chatglm2-6b", 1, "[Round {}]\n\n问：", "\n\n答：", "\n\n"),
+        "chatglm3-6b": Roles("chatglm3-6b", MARKS, ROLES[2], (ROLES[1], ROLES[3])),
+    }
     keys = (Key("rotary_dim", "{arch}.rope.dimension_count", "u32"),)
 
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:
@@ -132,6 +155,20 @@ class ChatGlm(Architecture):
         h = g.rms_norm(x, "output_norm.weight", eps)
         output = "token_embd.weight" if c["tie_word_embeddings"] else "output.weight"
         return g.finish(g.linear(h, output, c["vocab_size"]), hidden=h)
+
+    def material(self, material: TokenizerMaterial, config: Config) -> TokenizerMaterial:
+        data = material.files.get("tokenizer.model")
+        if data is None or is_rank_list(data) or len(read_model(data).names) != PIECES:
+            return material
+        own = settings(material.files, "tokenizer_config.json")
+        added = {str(PIECES + i): {"content": name, "special": True} for i, name in enumerate(SPECIAL)}
+        return replace(material, files={**material.files, "tokenizer_config.json": json.dumps(
+            {**own, "added_tokens_decoder": added}).encode()})
+
+    def wrap(self, tokenizer: Tokenizer, config: Config) -> Tokenizer:
+        """Every prompt begins with two tokens."""
+        found = [tokenizer.find("[gMASK]"), tokenizer.find("sop") or tokenizer.find("<sop>")]
+        return WrappedTokenizer(tokenizer, before=[token for token in found if token is not None])
 
     def after(self, g: Trace, x: Any, name: str, eps: float) -> Any:
         """What is done to a layer's contribution before it is added: nothing."""

@@ -7,13 +7,19 @@ weights. The keys of our GGUF files of this family are ours: no other program ru
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from bestiary.checkpoint import Vocabulary
 from bestiary.config import real, whole
 from bestiary.errors import BestiaryError
-from bestiary.plugin import Architecture, Graph, Key, PromptLayout, Rule, Trace
+from bestiary.plugin import Architecture, Graph, Key, PromptLayout, Rule, Segment, Tokenizer, Trace, WrappedTokenizer
+from bestiary.sentencepiece_model import BYTE, CONTROL, UNUSED, USER_DEFINED, read_model
 from bestiary.transform import Regroup
+from bestiary_plugins.templates import Rounds
 
 if TYPE_CHECKING:
     from bestiary.checkpoint import TokenizerMaterial
@@ -29,6 +35,14 @@ def sizes(config: Config) -> tuple[int, int]:
     if width % (4 * heads):
         raise BestiaryError(f"hidden_size = {width} in the config; it must be a multiple of 4 x {heads} heads")
     return width, heads
+
+
+def prompt_tokens(config: Config) -> tuple[int, int, int]:
+    """[MASK], [gMASK], <sop>. The first release's config names <sop> only; the others stand before it."""
+    most = whole(config, "vocab_size", high=1 << 24) - 1
+    sop = whole(config, "bos_token_id", most, low=0, high=most)
+    return (whole(config, "mask_token_id", max(sop - 4, 0), low=0, high=most),
+            whole(config, "gmask_token_id", max(sop - 3, 0), low=0, high=most), sop)
 
 
 def parts(config: Config) -> Regroup:
@@ -50,12 +64,40 @@ HUGGINGFACE = (
 )
 
 
+IMAGES = 20_000
+SPECIAL = (*((name, CONTROL) for name in (
+    "[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")), ("<|tab|>", USER_DEFINED),
+    *((f"<|blank_{count}|>", USER_DEFINED) for count in range(2, 81)), *((f"<0x{i:02X}>", BYTE) for i in range(256)))
+"""What the published code adds to the first release's file; in the second's it stands already, from id 130000 on."""
+MARKS = {"\n": "<n>", "\t": "<|tab|>", **{" " * count: f"<|blank_{count}|>" for count in range(80, 1, -1)}}
+
+
+class ChatGlm1Tokenizer(WrappedTokenizer):
+    """White space has tokens of its own: line ends, tabs, runs of 2 to 80 spaces. A prompt ends in [gMASK] <sop>."""
+
+    def segment(self, segment: Segment) -> list[int]:
+        text = re.sub("\n|\t| {2,80}", lambda match: MARKS[match[0]], segment.text)
+        return super().segment(Segment(text, segment.special))
+
+    def piece(self, token: int) -> bytes:
+        return self._spaces.get(token) or self.inner.piece(token)
+
+    def first(self, token: int) -> tuple[bytes, bool]:
+        return (self._spaces[token], False) if token in self._spaces else self.inner.first(token)
+
+    @cached_property
+    def _spaces(self) -> dict[int, bytes]:
+        found = {self.inner.find(mark): text.encode() for text, mark in MARKS.items()}
+        return {token: text for token, text in found.items() if token is not None}
+
+
 class ChatGlm1(Architecture):
     """ChatGLM-6B of both vocabularies."""
 
     name = "chatglm1"
     namings = {"huggingface": HUGGINGFACE}
     ignorable = (r"output\.weight", r".*rotary_emb\.inv_freq")  # the output matrix is the embedding
+    templates = {"chatglm-6b": Rounds("chatglm-6b", 0, "[Round {}]\n问：", "\n答：", "\n", bare=True)}
     keys = (Key("gmask_token_id", "{arch}.gmask_token_id", "u32"), Key("mask_token_id", "{arch}.mask_token_id", "u32"),
             Key("bos_token_id", "{arch}.sop_token_id", "u32"))
 
@@ -66,7 +108,7 @@ class ChatGlm1(Architecture):
     def normalise(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         width, heads = sizes(config)
         vocabulary = whole(config, "vocab_size", next(iter(shapes.get("token_embd.weight", ())), None), high=1 << 24)
-        sop = whole(config, "bos_token_id", vocabulary - 1, low=0, high=vocabulary - 1)
+        mask, gmask, sop = prompt_tokens({"vocab_size": vocabulary, **config})
         return {
             **config,
             "hidden_size": width, "num_attention_heads": heads, "num_key_value_heads": heads,
@@ -78,9 +120,7 @@ class ChatGlm1(Architecture):
             "max_position_embeddings": whole(config, "max_position_embeddings",
                                              config.get("max_sequence_length") or 2048),
             "layer_norm_eps": real(config, "layer_norm_eps", config.get("layernorm_epsilon") or 1e-5),
-            "bos_token_id": sop,  # <sop>; the first release's config names no others, they stand before it
-            "gmask_token_id": whole(config, "gmask_token_id", max(sop - 3, 0), low=0, high=vocabulary - 1),
-            "mask_token_id": whole(config, "mask_token_id", max(sop - 4, 0), low=0, high=vocabulary - 1),
+            "mask_token_id": mask, "gmask_token_id": gmask, "bos_token_id": sop,
         }
 
     def graph(self, config: Config, context: int) -> Graph:
@@ -124,6 +164,23 @@ class ChatGlm1(Architecture):
         after = len(ids) - end
         return PromptLayout(((*range(end), *(mask,) * after), (*(0,) * end, *range(1, after + 1))),
                             next=(mask, after + 1), step=(0, 1), prefix=end)
+
+    def material(self, material: TokenizerMaterial, config: Config) -> TokenizerMaterial:
+        """The first release's file has no special pieces, and its vocabulary begins with the tokens of images."""
+        data = material.files.get("tokenizer.model")
+        if data is None or config.get("vocab_size") != IMAGES + 130_528:
+            return material
+        model = read_model(data)
+        ours = SPECIAL[max(len(model.names) - 130_000, 0):]
+        return replace(material, files={}, vocabulary=Vocabulary(
+            "unigram", [*(b"<image_%d>" % i for i in range(IMAGES)), *(name.encode() for name in model.names),
+                        *(name.encode() for name, _ in ours)],
+            [*[0.0] * IMAGES, *model.scores, *[0.0] * len(ours)],
+            [*[UNUSED] * IMAGES, *model.kinds, *(kind for _, kind in ours)],
+            unknown=IMAGES, charsmap=model.charsmap, squeeze_spaces=model.squeeze_spaces))
+
+    def wrap(self, tokenizer: Tokenizer, config: Config) -> Tokenizer:
+        return ChatGlm1Tokenizer(tokenizer, after=prompt_tokens(config)[1:])
 
     def example_config(self) -> dict[str, Any]:
         return {"model_type": "chatglm", "hidden_size": 96, "num_layers": 2, "num_attention_heads": 3,
