@@ -28,6 +28,15 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Past:
+    """Learned keys and values before position 0: a graph of `tokens` tokens, numbered by their positions, whose
+    attentions put them in the cache. Its weights are among those of the graph it belongs to."""
+
+    graph: Graph
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Graph:
     """nodes in the order of execution. weights: canonical name -> the shape its use declares. output: the node of the
     logits (or of the hidden state, in a graph that was cut). hidden: the node of the last hidden state."""
@@ -38,6 +47,8 @@ class Graph:
     hidden: int
     prefix_mask: bool = False
     """A prompt's prefix attends to itself in both directions: it takes one forward, and is not reused across turns."""
+    past: Past | None = None
+    """What stands before the first token of every sequence."""
 
     @property
     def layers(self) -> int:
@@ -51,6 +62,8 @@ class Graph:
     def cut(self, layer: int) -> tuple[Graph, Graph]:
         """Two graphs joined by a hidden state: the layers before `layer`, and the rest, which starts with `input`.
         Raises BestiaryError where more than one value crosses the cut."""
+        if self.past is not None:
+            raise BestiaryError("a graph with learned keys and values before its first token cannot be cut")
         first = [i for i, node in enumerate(self.nodes) if node.layer is not None and node.layer < layer]
         if not first or layer > self.layers or len(self.nodes) - 1 == first[-1]:
             raise BestiaryError(f"a graph of {self.layers} layers cannot be cut before layer {layer}")
@@ -95,9 +108,10 @@ class Trace:
             yield self._layer
         self._layer = None
 
-    def finish(self, output: Value, hidden: Value, prefix_mask: bool = False) -> Graph:
+    def finish(self, output: Value, hidden: Value, prefix_mask: bool = False, past: Past | None = None) -> Graph:
         """output: the logits. hidden: the last hidden state, what the output matrix is applied to."""
-        return Graph(tuple(self._nodes), dict(self._weights), output.index, hidden.index, prefix_mask)
+        weights = {**self._weights, **(past.graph.weights if past else {})}
+        return Graph(tuple(self._nodes), weights, output.index, hidden.index, prefix_mask, past)
 
     def _weight(self, name: str, *shape: int) -> str:
         if self._weights.setdefault(name, shape) != shape:

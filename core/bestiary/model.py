@@ -25,6 +25,7 @@ from bestiary.encoding import F32
 from bestiary.engine import Engine, Generation, Request
 from bestiary.errors import BestiaryError, short
 from bestiary.host import Host
+from bestiary.past import compiled
 from bestiary.rank_list import with_vocabulary
 from bestiary.sampling import Sampling
 from bestiary.template import Message, Template
@@ -288,7 +289,7 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     material = checkpoint.tokenizer if tokenizer is None else host.open(Path(tokenizer)).tokenizer
     runs_on = choose_backend(host, backend)
     with host.calling(runs_on, f"prepare {path}"):
-        plan = runs_on.compile(graph, checkpoint.tensors, limits, progress=progress)
+        plan = compiled(runs_on, graph, checkpoint.tensors, limits, progress)
     if not isinstance(plan, Plan):
         raise BestiaryError(f"{host.whose(runs_on)} prepared {path} and gave {shown(plan)}, not a Plan")
     return Model(checkpoint, family, runs_on, plan, make_tokenizer(material, family, checkpoint.config, host),

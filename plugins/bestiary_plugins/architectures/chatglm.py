@@ -18,6 +18,7 @@ from bestiary.rank_list import is_rank_list
 from bestiary.sentencepiece_model import read_model
 from bestiary.tokenizer_settings import settings
 from bestiary.transform import Join
+from bestiary_plugins.architectures import p_tuning
 from bestiary_plugins.architectures.pre_tokenizers import LLAMA3
 from bestiary_plugins.templates import Roles, Rounds
 
@@ -56,6 +57,7 @@ HUGGINGFACE = (
         "mlp.dense_h_to_4h": "ffn_up", "mlp.dense_4h_to_h": "ffn_down"}),
     Rule("transformer.encoder.final_layernorm.weight", "output_norm.weight"),
     Rule("transformer.output_layer.weight", "output.weight"),
+    *p_tuning.RULES,
     # as transformers has it
     Rule("model.embed_tokens.weight", "token_embd.weight"),
     *(Rule(tuple(f"model.layers.{{}}.self_attn.{part}_proj.{kind}" for part in "qkv"), f"blk.{{}}.attn_qkv.{kind}",
@@ -90,7 +92,7 @@ class ChatGlm(Architecture):
         "chatglm2-6b": Rounds("chatglm2-6b", 1, "[Round {}]\n\n问：", "\n\n答：", "\n\n"),
         "chatglm3-6b": Roles("chatglm3-6b", MARKS, ROLES[2], (ROLES[1], ROLES[3])),
     }
-    keys = (Key("rotary_dim", "{arch}.rope.dimension_count", "u32"),)
+    keys = (Key("rotary_dim", "{arch}.rope.dimension_count", "u32"), *p_tuning.KEYS)
 
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:
         kind = config.get("model_type")
@@ -123,6 +125,7 @@ class ChatGlm(Architecture):
             "attention_bias": flag(config, "attention_bias", flag(config, "add_qkv_bias", bias)),
             "separate": "blk.0.attn_q.weight" in shapes,  # in some files of others
             "tie_word_embeddings": flag(config, "tie_word_embeddings", bool(shapes) and "output.weight" not in shapes),
+            **p_tuning.sizes(config, shapes),
         }
 
     def graph(self, config: Config, context: int) -> Graph:
@@ -154,7 +157,7 @@ class ChatGlm(Architecture):
             x = g.add(x, h)
         h = g.rms_norm(x, "output_norm.weight", eps)
         output = "token_embd.weight" if c["tie_word_embeddings"] else "output.weight"
-        return g.finish(g.linear(h, output, c["vocab_size"]), hidden=h)
+        return g.finish(g.linear(h, output, c["vocab_size"]), hidden=h, past=p_tuning.past(c, kv_heads, d))
 
     def material(self, material: TokenizerMaterial, config: Config) -> TokenizerMaterial:
         data = material.files.get("tokenizer.model")

@@ -19,6 +19,7 @@ from bestiary.errors import BestiaryError
 from bestiary.plugin import Architecture, Graph, Key, PromptLayout, Rule, Segment, Tokenizer, Trace, WrappedTokenizer
 from bestiary.sentencepiece_model import BYTE, CONTROL, UNUSED, USER_DEFINED, read_model
 from bestiary.transform import Regroup
+from bestiary_plugins.architectures import p_tuning
 from bestiary_plugins.templates import Rounds
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ HUGGINGFACE = (
                            ("mlp.dense_4h_to_h", "ffn_down"))),
     *(Rule(f"transformer.final_layernorm.{part}", f"output_norm.{part}") for part in ("weight", "bias")),
     Rule("lm_head.weight", "output.weight"),
+    *p_tuning.RULES,
 )
 
 
@@ -99,7 +101,7 @@ class ChatGlm1(Architecture):
     ignorable = (r"output\.weight", r".*rotary_emb\.inv_freq")  # the output matrix is the embedding
     templates = {"chatglm-6b": Rounds("chatglm-6b", 0, "[Round {}]\n问：", "\n答：", "\n", bare=True)}
     keys = (Key("gmask_token_id", "{arch}.gmask_token_id", "u32"), Key("mask_token_id", "{arch}.mask_token_id", "u32"),
-            Key("bos_token_id", "{arch}.sop_token_id", "u32"))
+            Key("bos_token_id", "{arch}.sop_token_id", "u32"), *p_tuning.KEYS)
 
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:
         first = config.get("model_type") == "chatglm" and "inner_hidden_size" in config
@@ -121,6 +123,7 @@ class ChatGlm1(Architecture):
                                              config.get("max_sequence_length") or 2048),
             "layer_norm_eps": real(config, "layer_norm_eps", config.get("layernorm_epsilon") or 1e-5),
             "mask_token_id": mask, "gmask_token_id": gmask, "bos_token_id": sop,
+            **p_tuning.sizes(config, shapes),
         }
 
     def graph(self, config: Config, context: int) -> Graph:
@@ -150,7 +153,8 @@ class ChatGlm1(Architecture):
             f = g.gelu(linear(h, f"blk.{i}.ffn_up", c["intermediate_size"]), "tanh")
             x = g.add(g.scale(h, ALPHA), linear(f, f"blk.{i}.ffn_down", width))
         h = norm(x, "output_norm")
-        return g.finish(g.linear(h, "token_embd.weight", c["vocab_size"]), hidden=h, prefix_mask=True)
+        return g.finish(g.linear(h, "token_embd.weight", c["vocab_size"]), hidden=h, prefix_mask=True,
+                        past=p_tuning.past(c, heads, d))
 
     def layout(self, ids: list[int], config: Config) -> PromptLayout:
         """What stands before <sop> is the prefix. From <sop> on the first stream stays at the mask token, and the
