@@ -18,7 +18,7 @@ from bestiary.architecture import Architecture, Config, PromptLayout
 from bestiary.backend import Backend, Batch, Limits, Plan, Progress
 from bestiary.canonical import to_canonical
 from bestiary.chat import end_ids, template_of
-from bestiary.checkpoint import Checkpoint, TokenizerMaterial
+from bestiary.checkpoint import Checkpoint, TokenizerMaterial, extended
 from bestiary.contributions import shown
 from bestiary.convert import convert, recipe_for
 from bestiary.encoding import F32
@@ -250,23 +250,26 @@ def release(held: str, stop: tuple[str, ...]) -> tuple[str, str, bool]:
 
 def load(path: str | os.PathLike[str], backend: str | None = None, threads: int | None = None,
          context: int | None = None, type: str | None = None, host: Host | None = None, *,
-         tokenizer: str | os.PathLike[str] | None = None, batch: int = 512, sequences: int = 1,
-         threads_prefill: int | None = None, cache_type_k: str | None = None, cache_type_v: str | None = None,
-         loader: str | None = None, architecture: str | None = None, config: Config | None = None,
-         progress: Progress | None = None) -> Model:
+         tokenizer: str | os.PathLike[str] | None = None, add: str | os.PathLike[str] | None = None,
+         batch: int = 512, sequences: int = 1, threads_prefill: int | None = None,
+         cache_type_k: str | None = None, cache_type_v: str | None = None, loader: str | None = None,
+         architecture: str | None = None, config: Config | None = None, progress: Progress | None = None) -> Model:
     """Loads a checkpoint of any known format.
 
     backend: by default the fastest that runs here (cpu, else numpy). threads: by default what the machine allows.
-    context: tokens a sequence may hold; by default what the model was made for. type: a quantizer's name to quantize
-    by while loading; by default the checkpoint keeps its own types. tokenizer: a file or checkpoint to take the
-    tokenizer from. cache_type_k, cache_type_v: encodings of the KV cache, by default f16, and f32 for a checkpoint
-    whose weights are all f32. config: values in place of the checkpoint's own. Raises BestiaryError for anything wrong
-    with the file or the choices.
+    context: tokens a sequence may hold; by default what the model was made for. type: a quantizer's name to
+    quantize by while loading; by default the checkpoint keeps its own types. tokenizer: a file or checkpoint to
+    take the tokenizer from. add: a checkpoint of further tensors, a trained prefix for example. cache_type_k,
+    cache_type_v: encodings of the KV cache, by default f16, and f32 for a checkpoint whose weights are all f32.
+    config: values in place of the checkpoint's own. Raises BestiaryError for anything wrong with the file or the
+    choices.
     """
     host = host or Host()
     checkpoint = host.open(Path(path), loader)
     if not checkpoint.config and not checkpoint.tensors:
         raise BestiaryError(f"{path} holds a tokenizer and no weights")
+    if add is not None:
+        checkpoint = extended(checkpoint, host.open(Path(add)))
     if config:
         checkpoint = checkpoint.having(config={**checkpoint.config, **config})
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bestiary.backend import Batch, Limits
 from bestiary.canonical import to_canonical
 from bestiary.checkpoint import CANONICAL, Checkpoint
 from bestiary.convert import convert, recipe_for
+from bestiary.errors import BestiaryError
 from bestiary.graph import Graph
 from bestiary.host import Host
 from bestiary.model import load
@@ -117,3 +119,39 @@ def test_the_prefix_is_kept_in_a_file_and_not_quantized(host: Host, tmp_path: Pa
     wanted = plan.forward(batch(family, checkpoint.config, [3, 50, 60], 0, slice(0, 3)), plan.new_cache())
     assert np.abs(found - wanted).max() < 1e-5 * np.ptp(wanted)
     save_as(file, tmp_path / "again.gguf", "f16", host)
+
+
+def test_a_folder_of_a_trained_prefix_is_added_to_its_model(host: Host, tmp_path: Path) -> None:
+    """As ptuning scripts leave it: the prefix alone, beside a config that has its length."""
+    from safetensors.numpy import save_file
+
+    base, prefix = tmp_path / "base", tmp_path / "prefix"
+    family = host.architectures["chatglm"]
+    config = family.example_config()
+    random = np.random.default_rng(5)
+    sources = {rule.targets: str(rule.sources) for rule in family.namings["huggingface"] if rule.transform is None
+               and str(rule.sources).startswith("transformer.")}
+    weights = {}
+    for name, shape in family.graph(family.normalise(config, {}), 128).weights.items():
+        index = "".join(part for part in name.split(".") if part.isdigit())
+        source = sources[name.replace(f".{index}.", ".{}.") if index else name]
+        weights[source.format(index)] = (random.standard_normal(shape) / 8 + (len(shape) == 1)).astype(np.float32)
+    table = random.standard_normal((P, 2 * 2 * 2 * 16)).astype(np.float32)
+    for folder, tensors, extra in ((base, weights, {"pre_seq_len": None}),
+                                   (prefix, {"transformer.prefix_encoder.embedding.weight": table},
+                                    {"pre_seq_len": P, "prefix_projection": False})):
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({**config, **extra}))
+        save_file(tensors, folder / "model.safetensors")
+    with load(base, host=host) as model:
+        without = model.logits([3, 50, 60])
+    with load(base, add=prefix, host=host) as model:
+        wanted = model.logits([3, 50, 60])
+    assert np.abs(without - wanted).max() > 0.01 * np.ptp(wanted)
+    save_as(base, tmp_path / "both.gguf", "f32", host, add=prefix)
+    with load(tmp_path / "both.gguf", host=host) as model:
+        assert np.array_equal(model.logits([3, 50, 60]), wanted)
+    with pytest.raises(BestiaryError, match="both hold transformer.embedding"):
+        load(base, add=base, host=host)
+    with pytest.raises(BestiaryError, match="has no use for tensor prefix_embd|does not know tensor|missing"):
+        load(prefix, host=host)
