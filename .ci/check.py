@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 PYTHONS = ("py310", "py311", "py312", "py313")
-WANTED = (*PYTHONS, "parity")
+OPTIMIZED = "optimized"
+WANTED = (*PYTHONS, OPTIMIZED, "parity")
 
 
 def main(folder: Path) -> int:
@@ -21,10 +22,12 @@ def main(folder: Path) -> int:
             print(f"  skipped: {test}: {reason}")
         if not record["passed"]:
             missing.append(f"{name}: no test passed")
-        if name in PYTHONS and not record["data_tests"]:
+        if name in (*PYTHONS, OPTIMIZED) and not record["data_tests"]:
             missing.append(f"{name}: no test on the test data ran (BESTIARY_TEST_DATA)")
-        if name in PYTHONS and not record["isas"]:
+        if name in (*PYTHONS, OPTIMIZED) and not record["isas"]:
             missing.append(f"{name}: no compiled kernel was tested")
+        if name == OPTIMIZED and not record["optimized"]:
+            missing.append(f"{name}: that was no python -O")
     for line in missing:
         print(f"MISSING: {line}")
     passed = sum(record["passed"] for record in records.values())

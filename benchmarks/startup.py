@@ -1,4 +1,4 @@
-"""How long `bestiary --help` takes: as it is installed, and beside 50 installed plugins.
+"""How long `bestiary --help` takes: as it is installed, and beside 50 plugins that pip installed.
 
     python benchmarks/startup.py [RUNS]
 """
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 HELP = (sys.executable, "-m", "bestiary", "--help")
@@ -22,13 +23,20 @@ def main(): "A stub."
 
 
 def stubs(folder: Path, count: int) -> None:
-    """Installs plugins that each bring a command into a folder of packages."""
-    for i in range(count):
-        (folder / f"stub_{i}.py").write_text(PLUGIN.format(i=i))
-        about = folder / f"stub_{i}-1.0.dist-info"
-        about.mkdir()
-        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: stub-{i}\nVersion: 1.0\n")
-        (about / "entry_points.txt").write_text(f"[bestiary]\nstub-{i} = stub_{i}\n")
+    """Makes wheels of plugins that each bring a command, and has pip install them into the folder."""
+    with tempfile.TemporaryDirectory() as made:
+        wheels = []
+        for i in range(count):
+            about = f"stub_{i}-1.0.dist-info"
+            wheels.append(f"{made}/stub_{i}-1.0-py3-none-any.whl")
+            with zipfile.ZipFile(wheels[-1], "w") as wheel:
+                wheel.writestr(f"stub_{i}.py", PLUGIN.format(i=i))
+                wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: stub-{i}\nVersion: 1.0\n")
+                wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+                wheel.writestr(f"{about}/entry_points.txt", f"[bestiary]\nstub-{i} = stub_{i}\n")
+                wheel.writestr(f"{about}/RECORD", "")
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target",
+                        str(folder), *wheels], check=True)
 
 
 def median(runs: int, **environment: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from bestiary.host import Host, HostSettings
+from tests.installing import Place
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +29,12 @@ def data() -> Path:
 def host() -> Host:
     """The built-in plugins and no others."""
     return Host(HostSettings(names=()))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """An environment to install packages in; a module's tests share one."""
+    return Place(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture(autouse=True)
@@ -91,8 +99,9 @@ class Record:
 
     def pytest_sessionfinish(self) -> None:
         self.path.write_text(json.dumps({
-            "python": platform.python_version(), "passed": self.passed, "failed": self.failed,
-            "data_tests": self.data_tests, "isas": sorted(self.isas), "skipped": self.skipped}, indent=1))
+            "python": platform.python_version(), "optimized": sys.flags.optimize > 0, "passed": self.passed,
+            "failed": self.failed, "data_tests": self.data_tests, "isas": sorted(self.isas),
+            "skipped": self.skipped}, indent=1))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -114,3 +114,5 @@ class Backend(ABC):
 
     rank: int = 0
     """Which backend is taken where none is named: the available one of the highest rank."""
+    exact: bool = False
+    """Whether a token's logits are the same to the bit whatever the threads, the batch, the pieces of its prompt."""

@@ -89,12 +89,14 @@ class Cache:
         layout = model.layout(self.ids.tolist())
         self.positions = np.asarray(layout.positions, np.int32)  # (streams, context)
         self.prefixes = {place: layout.prefix for place in self.places} if layout.prefix else None
-        self.cache: KVCache = model.plan.new_cache()
+        self.plan = model.engine.plan
+        self.cache: KVCache = self.plan.new_cache()
         self.fill([*self.places], depth, 0)
 
     def rewind(self) -> None:
         for place in self.places:
-            self.cache.truncate(place, self.depth)
+            with self.plan.guard:
+                self.cache.truncate(place, self.depth)
 
     def fill(self, places: Sequence[int], tokens: int, start: int | None = None) -> None:
         """Puts `tokens` into each sequence, from `depth` on."""
@@ -103,7 +105,7 @@ class Cache:
             for first in range(start, start + tokens, self.model.plan.limits.batch):
                 last = min(first + self.model.plan.limits.batch, start + tokens)
                 wanted = np.array([last - first - 1] if last == start + tokens else [], np.int32)
-                self.model.plan.forward(Batch(
+                self.plan.forward(Batch(
                     self.ids[first:last], self.positions[:, first:last], np.full(last - first, place, np.int32), wanted,
                     prefixes=self.prefixes), self.cache)
 
@@ -112,4 +114,4 @@ class Cache:
         places = np.array(self.places, np.int32)
         positions = np.repeat(self.positions[:, self.depth + i:self.depth + i + 1], len(places), axis=1)
         batch = Batch(tokens, positions, places, np.arange(len(places), dtype=np.int32), prefixes=self.prefixes)
-        return self.model.plan.forward(batch, self.cache)
+        return self.plan.forward(batch, self.cache)

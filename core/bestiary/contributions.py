@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from bestiary.architecture import Architecture, Key, PreTokenizer, RankList, Rule
@@ -19,6 +21,8 @@ from bestiary.registry import Origin, Provided
 from bestiary.template import Template
 
 PREFIX = f"{GROUP}_"
+MOST = 10_000
+"""Items of one hook; one that never ends is found out."""
 
 
 class Refused(Exception):
@@ -64,9 +68,11 @@ def call_hooks(functions: Sequence[Callable[[], Any]], kind: str, origin: Origin
         else:
             if not isinstance(given, Iterable) or isinstance(given, (str, bytes, Mapping)):
                 raise Refused(f"{PREFIX}{kind} gave {shown(given)}, not an iterable of {kind}")
-            found += [_item(kind, item, origin) for item in given]
+            found += [_item(kind, item, origin) for item in islice(given, MOST + 1)]
+            if len(found) > MOST:
+                raise Refused(f"{PREFIX}{kind} gave more than {MOST} items")
     names = [key for entry in found for key in {name.casefold() for name in (entry.name, *entry.aliases)}]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise Refused(f"{PREFIX}{kind} gave {twice[0]!r} twice")
     return tuple(found)
 
@@ -155,7 +161,13 @@ def _command(name: Any, target: Any, origin: Origin) -> Provided[str]:
 
 
 def shown(value: object) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r:.60}"
+    """The value in words, of a class whose __repr__ may be as bad as the rest of it."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    try:
+        return f"{type(value).__name__} {value!r:.60}"
+    except Exception:
+        return f"an object of {type(value).__name__}"
 
 
 def one_line(error: BaseException) -> str:

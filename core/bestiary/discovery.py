@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from bestiary.errors import BestiaryError
 from bestiary.registry import Origin, normal
@@ -29,10 +32,10 @@ def installed(group: str, names: Sequence[str] | None) -> list[Candidate]:
     """The plugins of installed distributions: our own, then third parties by name; of these only the ones in `names`
     (of distributions or of entry points) unless that is None. Raises BestiaryError for a name that is not installed,
     and where our own plugins are missing."""
-    found = []
-    for point in metadata.entry_points(group=group):
-        about = point.dist.metadata if point.dist is not None else {"Name": "unknown", "Version": ""}
-        found.append(Candidate(Origin(point.name, about["Name"], about["Version"], point.value), point.load))
+    try:
+        found = [_candidate(point, point.dist) for point in metadata.entry_points(group=group)]
+    except Exception:  # one damaged file of any distribution ends the whole listing: each alone, then
+        found = list(_one_by_one(group))
     found.sort(key=lambda candidate: (normal(candidate.origin.distribution), candidate.origin.plugin))
     own = [candidate for candidate in found if normal(candidate.origin.distribution) == OWN]
     others = [candidate for candidate in found if normal(candidate.origin.distribution) != OWN]
@@ -49,6 +52,47 @@ def installed(group: str, names: Sequence[str] | None) -> list[Candidate]:
                                 f"installed: {listed}")
         others = [candidate for candidate in others if called[candidate] & wanted]
     return own + others
+
+
+def _one_by_one(group: str) -> Iterator[Candidate]:
+    """As importlib.metadata lists them; a distribution that cannot be read is a plugin that cannot be loaded, unless
+    it is readable enough to say that it has none."""
+    seen = set()
+    for distribution in metadata.distributions():
+        origin = _origin(distribution, "", "entry_points.txt")
+        if normal(origin.distribution) in seen:  # an older one further down the path
+            continue
+        seen.add(normal(origin.distribution))
+        try:
+            if f"[{group}]" in (distribution.read_text("entry_points.txt") or ""):
+                yield from [_candidate(point, distribution) for point in distribution.entry_points
+                            if point.group == group]
+        except Exception as error:
+            yield Candidate(origin, partial(_damaged, error))
+
+
+def _candidate(point: metadata.EntryPoint, distribution: metadata.Distribution | None) -> Candidate:
+    return Candidate(_origin(distribution, point.name, point.value), partial(_load_point, point))
+
+
+def _origin(distribution: metadata.Distribution | None, plugin: str, value: str) -> Origin:
+    """A distribution whose METADATA is damaged or gone is called by the folder that it should stand in."""
+    folder = Path(str(getattr(distribution, "_path", "unknown"))).stem  # no public name leads there
+    name, _, version = folder.partition("-")
+    with contextlib.suppress(Exception):
+        about: Any = distribution.metadata if distribution is not None else {}
+        name, version = str(about["Name"] or name), str(about["Version"] or version)
+    return Origin(plugin or name, name, version, value)
+
+
+def _load_point(point: metadata.EntryPoint) -> object:
+    if not re.fullmatch(r"[\w.]+\s*(:\s*[\w.]+\s*)?(\[.*\]\s*)?", point.value):
+        raise ImportError(f"its entry point is {point.value!r}, not \"module\" or \"module:object\"")
+    return point.load()
+
+
+def _damaged(error: Exception) -> object:
+    raise ImportError(f"what pip wrote of it is damaged: {error}") from error
 
 
 def one_file(file: str) -> Candidate:

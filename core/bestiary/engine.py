@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from bestiary.architecture import PromptLayout
 from bestiary.backend import Batch, Plan
 from bestiary.errors import BestiaryError, ContextFull
+from bestiary.guard import whose
+from bestiary.guarded_plan import GuardedPlan
 from bestiary.sampling import Chooser, Sampling
 
 
@@ -61,9 +63,10 @@ class Engine:
     """Runs requests over one plan, as many at a time as its limits have sequences; the others wait their turn. Threads
     may share it: `lock` is held for each forward, and by whoever else uses the plan."""
 
-    def __init__(self, plan: Plan, layout: Callable[[list[int]], PromptLayout]) -> None:
-        self.plan, self._layout = plan, layout
-        self.cache = plan.new_cache()
+    def __init__(self, plan: Plan, layout: Callable[[list[int]], PromptLayout], who: str | None = None) -> None:
+        """who: whose plan it is, in words."""
+        self.plan, self._layout = GuardedPlan(plan, whose(plan) if who is None else who), layout
+        self.cache = self.plan.new_cache()
         self.lock = threading.RLock()
         self._waiting: deque[Generation] = deque()
         self._running: list[Generation] = []
@@ -188,7 +191,8 @@ class Engine:
             # The sequence that shares the longest beginning; among equals the one that holds least.
             place = max(free, key=lambda s: (self._shared(ids, s), -len(self._held[s])))
             shared = self._shared(ids, place)
-            self.cache.truncate(place, shared)
+            with self.plan.guard:
+                self.cache.truncate(place, shared)
             del self._held[place][shared:]
             generation.sequence, generation.done, generation.reused = place, shared, shared
             self._running.append(generation)

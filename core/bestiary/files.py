@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from bestiary.encoding import Encoding
 from bestiary.errors import BestiaryError
+from bestiary.part_file import create, remove_dead, temporary_name
 from bestiary.tensor import Tensor
 
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -24,7 +24,8 @@ NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 
 class DataFile:
     """A file that is read by ranges, each compared with the file's size first; never mapped, so that a file truncated
-    meanwhile is an error and no crash. Safe to use from several threads; pickles as its path."""
+    or overwritten meanwhile is an error and no crash. A file that loses its name to another is read to its end. Safe to
+    use from several threads; pickles as its path."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -37,7 +38,7 @@ class DataFile:
             raise BestiaryError(f"cannot read {self.path}: that is no name of a file") from None
         if not stat.S_ISREG(found.st_mode):
             raise BestiaryError(f"{self.path} is no regular file")
-        self.size = found.st_size
+        self.size, self._changed = found.st_size, found.st_mtime_ns
 
     def __reduce__(self) -> tuple[type[DataFile], tuple[Path]]:
         return DataFile, (self.path,)
@@ -72,6 +73,9 @@ class DataFile:
             if not got:
                 raise BestiaryError(f"{self.path}: {what} ends early; the file was truncated while it was read")
             done += got
+        found = os.fstat(self._file.fileno())
+        if (found.st_size, found.st_mtime_ns) != (self.size, self._changed):  # some of it may be old and some new
+            raise BestiaryError(f"{self.path} was written to while it was read; begin again when it is complete")
 
 
 def _at_once(path: str, flags: int) -> int:
@@ -97,8 +101,10 @@ class FileTensor(Tensor):
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[IO[bytes]]:
     """A new file that takes the name `path` only once it is complete and on the disk: written under a temporary name
-    beside it, synced, renamed; a link is followed. Raises BestiaryError where `path` cannot be written, is no regular
-    file, or exists and `force` is not set.
+    beside it, synced, renamed; a link is followed. What a killed run left of the same file is removed first. Raises
+    BestiaryError where `path` cannot be written, is no regular file, is being written by another run, or exists and
+    `force` is not set. Of two runs that begin in the same moment both write: without `force` the first to end wins,
+    with it the last.
 
     The folder stays open, and names are looked up in it: it may itself be renamed meanwhile."""
     target = Path(os.path.realpath(path))
@@ -107,6 +113,7 @@ def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[IO[
         check_replaceable(target, force)
         try:
             folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+            remove_dead(folder, target.name)
             temporary = temporary_name(target.name)  # before there is a file: a signal may come between the two
             handle = create(folder, temporary)
         except FileNotFoundError:
@@ -116,13 +123,13 @@ def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[IO[
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if not same_folder(folder, target.parent):
-            raise BestiaryError(f"cannot write {target}: its folder was moved or removed meanwhile")
-        if force:
-            os.replace(temporary, target.name, src_dir_fd=folder, dst_dir_fd=folder)
-        else:
-            rename_new(temporary, target.name, folder)
-        temporary = ""
+            if not same_folder(folder, target.parent):
+                raise BestiaryError(f"cannot write {target}: its folder was moved or removed meanwhile")
+            if force:
+                os.replace(temporary, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+            else:
+                rename_new(temporary, target.name, folder)
+            temporary = ""  # before the file is closed, which ends its lock
         with contextlib.suppress(OSError):
             os.fsync(folder)  # makes the rename survive a power cut, where the system can
     except FileExistsError:
@@ -135,17 +142,6 @@ def replacing(path: str | os.PathLike[str], force: bool = False) -> Iterator[IO[
                 os.unlink(temporary, dir_fd=folder)
         if folder >= 0:
             os.close(folder)
-
-
-def temporary_name(name: str) -> str:
-    """Like `name`, as far as a name may be long."""
-    start = name.encode("utf-8", "surrogateescape")[:200].decode("utf-8", "ignore")
-    return f".{start}.{secrets.token_hex(8)}.part"
-
-
-def create(folder: int, name: str) -> int:
-    """A new file in an open folder."""
-    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=folder)
 
 
 def same_folder(folder: int, path: Path) -> bool:

@@ -23,7 +23,7 @@ from bestiary.contributions import KINDS, PREFIX, Refused, call_hooks, one_line,
 from bestiary.discovery import OWN, Candidate, installed, one_file
 from bestiary.encoding import PLAIN, Encoding
 from bestiary.errors import BestiaryError, printable
-from bestiary.guard import PASSING, calling, printing_to_stderr
+from bestiary.guard import PASSING, calling, loading, printing_to_stderr, same, whose
 from bestiary.loader import Loader, Writer
 from bestiary.quantizer import Quantizer
 from bestiary.registry import Origin, Provided, Registry, normal
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _LFS = b"version https://git-lfs.github.com/spec/"
+_SLOW = 1.0
+"""Seconds of a plugin's import from which on the user is told: every command waits for it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class HostSettings:
 @dataclass(frozen=True)
 class PluginReport:
     """What became of a plugin. provides: kind -> names. seconds: its import took. reason, traceback: why it is set
-    aside, or None."""
+    aside, or None. clashes: a sentence on each name that another plugin gives too."""
 
     plugin: str
     distribution: str
@@ -69,6 +71,11 @@ class PluginReport:
     seconds: float
     reason: str | None = None
     traceback: str | None = None
+    clashes: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.plugin, self.distribution, self.version, self.entry_point)
 
 
 @dataclass
@@ -154,37 +161,37 @@ class Host:
                 provided = [Provided(name, encoding, own) for name, encoding in PLAIN.items()]
                 for entry in quantizers:
                     encoding = entry.item.encoding
-                    if not any(known.item == encoding for known in provided):
+                    if not any(same(known.item, encoding) for known in provided):
                         provided.append(Provided(encoding.name, encoding, entry.origin))
-                self._registries["encodings"] = Registry("encoding", provided, self.settings.prefer)
+                self._keep("encodings", Registry("encoding", provided, self.settings.prefer))
             return self._registries["encodings"]
 
     @property
     def templates(self) -> Registry[Template]:
         """The chat formats that families supply. Several families may supply one."""
+        return self._of_families("chat template", lambda family: family.templates.items())
+
+    @property
+    def pre_tokenizers(self) -> Registry[PreTokenizer]:
+        """The splitting rules that families supply. Several families may supply one."""
+        return self._of_families("pre-tokenizer", lambda family: family.pre_tokenizers.items())
+
+    @property
+    def rank_lists(self) -> Registry[RankList]:
+        """What families know of bare lists of ranks, by the number of ranks in words."""
+        return self._of_families("rank list of size", lambda family: ((str(ranks.size), ranks)
+                                                                      for ranks in family.rank_lists))
+
+    def _of_families(self, kind: str, given: Callable[[Architecture], Iterable[tuple[str, T]]]) -> Registry[T]:
         with self._lock:
             families = self._provided("architectures")
-            if "templates" not in self._registries:
-                provided: list[Provided[Template]] = []
+            if kind not in self._registries:
+                provided: list[Provided[T]] = []
                 for family in families:
-                    provided += [Provided(name, template, family.origin)
-                                 for name, template in family.item.templates.items()
-                                 if not any(name == known.name and template == known.item for known in provided)]
-                self._registries["templates"] = Registry("chat template", provided, self.settings.prefer)
-            return self._registries["templates"]
-
-    @property
-    def pre_tokenizers(self) -> dict[str, PreTokenizer]:
-        """The splitting rules of all families; without names that two of them take for different rules."""
-        rules: dict[str, set[PreTokenizer]] = {}
-        for family in self.architectures.values():
-            for name, rule in family.pre_tokenizers.items():
-                rules.setdefault(name, set()).add(rule)
-        return {name: found.pop() for name, found in rules.items() if len(found) == 1}
-
-    @property
-    def rank_lists(self) -> list[RankList]:
-        return [known for family in self.architectures.values() for known in family.rank_lists]
+                    provided += [Provided(name, item, family.origin) for name, item in given(family.item)
+                                 if not any(name == known.name and same(item, known.item) for known in provided)]
+                self._keep(kind, Registry(kind, provided, self.settings.prefer))
+            return self._registries[kind]
 
     def recognise(self, path: str | os.PathLike[str], loader: str | None = None) -> Loader:
         """The loader of that name, or the one that recognises the path most surely. Raises BestiaryError where the path
@@ -260,17 +267,23 @@ class Host:
                 for entry in entries:
                     if entry.item is item:
                         return f"{KINDS[kind].singular} {entry.name} of {entry.origin}"
-        return f"{type(item).__name__} of {type(item).__module__}"  # no plugin's: made by who calls us
+        return whose(item)  # no plugin's: made by who calls us
 
     def report(self) -> list[PluginReport]:
         """What every plugin provides, or why it is set aside. Calls all hooks."""
         with self._lock:
             for kind in KINDS:
                 self._provided(kind)
+            registries = (*map(self._registry, KINDS), self.encodings, self.templates, self.pre_tokenizers,
+                          self.rank_lists)
+            clashes = [(line, entry.origin) for registry in registries
+                       for line, entries in registry.clashes().items() for entry in entries]
             return [PluginReport(
                 plugin.origin.plugin, plugin.origin.distribution, plugin.origin.version, plugin.origin.entry_point,
                 {kind: tuple(entry.name for entry in entries) for kind, entries in plugin.provided.items() if entries},
-                plugin.seconds, plugin.reason, plugin.traceback) for plugin in self._plugins]
+                plugin.seconds, plugin.reason, plugin.traceback,
+                tuple(dict.fromkeys(line for line, origin in clashes if origin is plugin.origin)))
+                for plugin in self._plugins]
 
     def _registry(self, kind: str) -> Registry[Any]:
         with self._lock:
@@ -278,8 +291,14 @@ class Host:
             if kind not in self._registries:
                 retired = {name: reason for entry in provided if kind == "quantizers"
                            for name, reason in entry.item.retired.items()}
-                self._registries[kind] = Registry(KINDS[kind].singular, provided, self.settings.prefer, retired)
+                self._keep(kind, Registry(KINDS[kind].singular, provided, self.settings.prefer, retired))
             return self._registries[kind]
+
+    def _keep(self, kind: str, registry: Registry[Any]) -> None:
+        """A name that means two things is left out of every choice: that is said."""
+        self._registries[kind] = registry
+        for line in registry.clashes():
+            self._say(line)
 
     def _provided(self, kind: str) -> list[Provided[Any]]:
         """What the plugins that are not set aside provide of a kind; calls the hooks that were not called yet."""
@@ -299,12 +318,15 @@ class Host:
                 finally:
                     plugin.seconds = time.perf_counter() - started
                 plugin.hooks = _hooks(loaded)
+                if plugin.seconds >= _SLOW and plugin.origin.distribution != OWN:
+                    self._say(f"plugin {plugin.origin.plugin!r} of {plugin.origin} took {plugin.seconds:.1f} s to "
+                              "import, and every command waits for it; BESTIARY_PLUGINS says which are loaded")
 
     @contextlib.contextmanager
     def _guarding(self, plugin: _Plugin) -> Iterator[None]:
         """Sets the plugin aside where it raises. What it prints goes to stderr: stdout may be somebody's JSON."""
         try:
-            with printing_to_stderr():
+            with loading():
                 yield
         except PASSING:
             raise
@@ -320,13 +342,13 @@ class Host:
             import logging  # late: a process without a bad plugin does not need it
 
             _said.add(line)
-            logging.getLogger("bestiary").warning("%s", line)
+            logging.getLogger("bestiary").warning("%s", printable(line))
 
     def _surest(self, registry: Registry[T], score: Callable[[T], int], what: str) -> list[Provided[T]]:
-        """The items with the highest score above 0. One that raises counts as 0 and is said so; its plugin stays, since
-        a single odd file must not take all of it away."""
+        """The items with the highest score above 0, and those of their names with any score above 0. One that raises
+        counts as 0 and is said so; its plugin stays, since a single odd file must not take all of it away."""
         ranked: list[tuple[int, Provided[T]]] = []
-        for entry in {id(entry): entry for name in registry.names for entry in registry.candidates(name)}.values():
+        for entry in registry.entries():
             try:
                 with printing_to_stderr():
                     value = score(entry.item)
@@ -338,10 +360,13 @@ class Host:
             except BaseException as error:
                 self._say(f"{entry.name} of {entry.origin} could not say whether to {what}: {one_line(error)}")
         best = max((value for value, _ in ranked), default=0)
-        return [entry for value, entry in ranked if value == best > 0]
+        names = {entry.name.casefold() for value, entry in ranked if value == best}
+        return [entry for value, entry in ranked if value > 0 and entry.name.casefold() in names]
 
     def _only(self, registry: Registry[T], found: list[Provided[T]], what: str, option: str) -> T:
         """The single one of those that are equally sure: by name, or because its distribution is preferred."""
+        if len(found) == 1:  # another of its name may be installed; it has nothing to say about this
+            return found[0].item
         if len({entry.name.casefold() for entry in found}) == 1:
             return registry[found[0].name]
         for wanted in map(normal, self.settings.prefer):

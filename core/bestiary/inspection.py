@@ -50,7 +50,7 @@ def inspect(path: str | os.PathLike[str], host: Host, loader: str | None = None,
         "types": counts,
         "config": plain(config),
         "metadata": plain(dict(checkpoint.metadata)),
-        "tokenizer": _tokenizer(checkpoint, family, config, problems),
+        "tokenizer": _tokenizer(checkpoint, family, config, problems, host),
         "chat_template": checkpoint.tokenizer.chat_template is not None,
         "tensors": [{"name": name, "shape": list(tensor.shape), "type": tensor.encoding.name, "bytes": tensor.nbytes}
                     for name, tensor in tensors.items()],
@@ -59,10 +59,10 @@ def inspect(path: str | os.PathLike[str], host: Host, loader: str | None = None,
 
 
 def _tokenizer(checkpoint: Checkpoint, family: Architecture | None, config: Any,
-               problems: list[str]) -> dict[str, Any] | None:
+               problems: list[str], host: Host) -> dict[str, Any] | None:
     material = checkpoint.tokenizer
     try:
-        tokenizer = make_tokenizer(material, family, config)
+        tokenizer = make_tokenizer(material, family, config, host)
     except BestiaryError as error:
         problems.append(str(error))
         return None

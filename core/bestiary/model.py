@@ -24,6 +24,7 @@ from bestiary.convert import convert, recipe_for
 from bestiary.encoding import F32
 from bestiary.engine import Engine, Generation, Request
 from bestiary.errors import BestiaryError, short
+from bestiary.guard import calling, printing_to_stderr, whose
 from bestiary.host import Host
 from bestiary.past import compiled
 from bestiary.rank_list import with_vocabulary
@@ -47,21 +48,29 @@ class Model:
         self.checkpoint, self.architecture, self.backend, self.plan = checkpoint, architecture, backend, plan
         self._tokenizer, self.host = tokenizer, host
         self.tokenizer_material = checkpoint.tokenizer if material is None else material
-        self.engine = Engine(plan, self.layout)
+        self.engine = Engine(plan, self.layout, whose(backend, host))
 
     @property
     def config(self) -> Config:
         """The normalised config, in Hugging Face's key names."""
         return self.checkpoint.config
 
-    def layout(self, ids: list[int]) -> PromptLayout:
-        """Positions of a prompt's tokens and its prefix, as the family counts them."""
-        return self.architecture.layout(ids, self.config)
-
     def facts(self) -> dict[str, str]:
         """How it runs: what the backend says of itself, and the threads that were asked for."""
         asked = {"threads": self.plan.limits.threads, "threads_prefill": self.plan.limits.threads_prefill}
-        return {**self.backend.describe(), **{name: str(count) for name, count in asked.items() if count is not None}}
+        with calling(whose(self.backend, self.host), "describe itself"), printing_to_stderr():
+            facts = dict(self.backend.describe())
+        return {**facts, **{name: str(count) for name, count in asked.items() if count is not None}}
+
+    def layout(self, ids: list[int]) -> PromptLayout:
+        """Where a prompt's tokens stand. Raises BestiaryError where the architecture does not say it of every one."""
+        who = whose(self.architecture, self.host)
+        with calling(who, "lay out a prompt"):
+            found: object = self.architecture.layout(ids, self.config)
+            if (isinstance(found, PromptLayout) and len(found.next) == len(found.step) == len(found.positions)
+                    and all(len(stream) == len(ids) for stream in found.positions)):
+                return found
+        raise BestiaryError(f"{who} laid out {len(ids)} tokens as {shown(found)}, not as a PromptLayout of them")
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -83,7 +92,7 @@ class Model:
         if len(ids) > self.plan.limits.context:
             raise BestiaryError(f"{len(ids)} tokens; the context holds {self.plan.limits.context}")
         layout = self.layout(ids)
-        cache = self.plan.new_cache(replace(self.plan.limits, sequences=1, context=max(len(ids), 1)))
+        cache = self.engine.plan.new_cache(replace(self.plan.limits, sequences=1, context=max(len(ids), 1)))
         vocabulary = self.plan.graph.vocabulary
         if not all(0 <= i < vocabulary for i in ids):
             raise BestiaryError(f"a token outside of the model's vocabulary of {vocabulary}")
@@ -98,7 +107,7 @@ class Model:
             batch = Batch(tokens[part].astype(np.int32), positions[:, part], np.zeros(count, np.int32),
                           wanted=np.arange(skipped, count, dtype=np.int32), prefixes={0: layout.prefix})
             with self.engine.lock:
-                rows = self.plan.forward(batch, cache, output)
+                rows = self.engine.plan.forward(batch, cache, output)
             if skipped < count:
                 out[start + skipped - first:part.stop - first] = rows
         return out
@@ -133,7 +142,9 @@ class Model:
         """As `chat`, of complete settings."""
         if isinstance(messages, (str, bytes)) or not all(isinstance(message, Mapping) for message in messages):
             raise BestiaryError('messages are a list like [{"role": "user", "content": "Hello"}]')
-        ids = self.tokenizer.encode_segments(template.render(messages), bos=True)
+        with calling(whose(template), "render messages"):
+            segments = template.render(messages)
+        ids = self.tokenizer.encode_segments(segments, bos=True)
         stops = (*template.stop, *stop_texts(stop))
         return self.generate_from(ids, max_tokens, sampling, stops, ignore_eos, end_ids(template, self.tokenizer))
 
@@ -150,7 +161,7 @@ class Model:
 
     def close(self) -> None:
         """Frees the weights; the model is not used again."""
-        self.plan.close()
+        self.engine.plan.close()
 
     def __enter__(self) -> Model:
         return self
@@ -306,7 +317,7 @@ def choose_backend(host: Host, name: str | None) -> Backend:
         if (reason := host.unavailable(backend)) is not None:
             raise BestiaryError(f"backend {name} does not run here: {reason}")
         return backend
-    ranked = sorted(host.backends.values(), key=lambda backend: -backend.rank)
+    ranked = sorted((entry.item for entry in host.backends.entries()), key=lambda backend: -backend.rank)
     reasons: list[tuple[str, str]] = []
     for backend in ranked:
         reason = host.unavailable(backend)
@@ -325,12 +336,18 @@ def make_tokenizer(material: TokenizerMaterial, family: Architecture | None, con
     the family does not know of vocabularies, the others of the host may."""
     if material.empty:
         return None
-    rules, lists = (host.pre_tokenizers, host.rank_lists) if host else ({}, [])
-    if family:
-        rules, lists = {**rules, **family.pre_tokenizers}, [*family.rank_lists, *lists]
+    rules, lists = (dict(host.pre_tokenizers), [*host.rank_lists.values()]) if host else ({}, [])
+    if family is None:
+        return build_tokenizer(with_vocabulary(material, lists), rules)
+    rules, lists = {**rules, **family.pre_tokenizers}, [*family.rank_lists, *lists]
+    with calling(whose(family, host), "complete the tokenizer"), printing_to_stderr():
         material = family.material(material, config)
     tokenizer = build_tokenizer(with_vocabulary(material, lists), rules)
-    return family.wrap(tokenizer, config) if family else tokenizer
+    with calling(whose(family, host), "wrap the tokenizer"), printing_to_stderr():
+        wrapped: object = family.wrap(tokenizer, config)
+    if not isinstance(wrapped, Tokenizer):
+        raise BestiaryError(f"{whose(family, host)} wrapped the tokenizer and gave {shown(wrapped)}, not a Tokenizer")
+    return wrapped
 
 
 def load_tokenizer(path: str | os.PathLike[str], host: Host | None = None, loader: str | None = None) -> Tokenizer:

@@ -80,6 +80,11 @@ class Registry(Mapping[str, T]):
                 return chosen
         return found
 
+    def entries(self) -> tuple[Provided[T], ...]:
+        """Every item that a name may mean, for who chooses by something else than a name; of items with one name only
+        the preferred ones."""
+        return tuple({id(entry): entry for name in self.names for entry in self.candidates(name)}.values())
+
     def provider(self, name: str) -> Provided[T]:
         """The one that the name means. Raises BestiaryError where it is unknown, retired, or means two things."""
         found = self.candidates(name)
@@ -90,6 +95,12 @@ class Registry(Mapping[str, T]):
         if name.casefold() in self._retired:
             raise BestiaryError(f"{self._kind} {name!r}: {self._retired[name.casefold()]}")
         raise BestiaryError(f"unknown {self._kind} {name!r}; known: {', '.join(self.names) or 'none'}")
+
+    def clashes(self) -> dict[str, tuple[Provided[T], ...]]:
+        """What is said of each name that means two things -> the items that it may mean."""
+        found = {name: self.candidates(name) for name in self._by_key}
+        return {self._clash(next(way for way in (entries[0].name, *entries[0].aliases) if way.casefold() == name),
+                            entries): entries for name, entries in found.items() if len(entries) > 1}
 
     def _clash(self, name: str, found: Sequence[Provided[T]]) -> str:
         who = " and by ".join(str(entry.origin) for entry in found)

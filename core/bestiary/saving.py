@@ -101,7 +101,7 @@ def choose_writer(host: Host, target: str | os.PathLike[str] | None, format: str
     if format is not None:
         return host.writers[format]
     folder = target is not None and (Path(target).is_dir() or os.fspath(target).endswith(os.sep))
-    ranked = sorted((writer for writer in host.writers.values() if bool(writer.suffix) != folder),
+    ranked = sorted((entry.item for entry in host.writers.entries() if bool(entry.item.suffix) != folder),
                     key=lambda writer: -writer.rank)
     if not ranked:
         what = f"{target} is a folder; name a file" if folder else "no plugin writes files"

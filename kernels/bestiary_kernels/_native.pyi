@@ -21,7 +21,8 @@ class Layout:
     kind: str
     def __init__(self, kind: str, columns: int, row_bytes: int, *, group: int = 0, codes: Sequence[Field] = (),
                  signed: bool = False, zero: int = 0, scale: Factor | None = None, minimum: Factor | None = None,
-                 minimum_sign: int = 1) -> None: ...
+                 minimum_sign: int = 1, codebook: Sequence[float] = (), rounded: Sequence[int] = (),
+                 factor: float = 1.0) -> None: ...
     @property
     def columns(self) -> int: ...
     @property

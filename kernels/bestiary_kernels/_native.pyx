@@ -13,6 +13,14 @@ cdef extern from "Python.h":
 
 cdef extern from "table.h" namespace "bestiary":
     ctypedef int64_t i64
+    cdef enum Kind "bestiary::Kind":
+        kNibble "bestiary::kNibble"
+        kFive "bestiary::kFive"
+        kByte "bestiary::kByte"
+        kBook "bestiary::kBook"
+        kF32 "bestiary::kF32"
+        kF16 "bestiary::kF16"
+        kBF16 "bestiary::kBF16"
     cdef struct CMatrix "bestiary::Matrix":
         uint8_t *data
         i64 rows, columns, groups, group_bytes
@@ -55,6 +63,9 @@ cdef extern from "layout.h" namespace "bestiary":
         int width
         float minimum_sign
         CFactor scale, low
+        vector[float] book
+        vector[uint8_t] rounded
+        float factor
         void decode(const uint8_t *, float *, uint8_t *) noexcept nogil
     CMatrix packed_shape(const CLayout &, i64)
     void pack_rows(const CMatrix &, const CLayout &, const uint8_t *, i64, i64) except + nogil
@@ -166,8 +177,8 @@ cdef int _pending() except -1:
 cdef int _signals(void *unused) noexcept with gil:
     return PyErr_CheckSignals()
 
-KINDS = {"nibble": 0, "five": 1, "byte": 2, "f32": 3, "f16": 4, "bf16": 5}
-_MOST_BITS = {"nibble": 4, "five": 5, "byte": 8}
+KINDS = {"nibble": kNibble, "five": kFive, "byte": kByte, "book": kBook, "f32": kF32, "f16": kF16, "bf16": kBF16}
+_MOST_BITS = {"nibble": 4, "five": 5, "byte": 8, "book": 4}
 NUMBERS = {"f32": 0, "f16": 1, "bf16": 2, "e8m0": 3}
 _WIDTHS = {"f32": 32, "f16": 16, "bf16": 16, "e8m0": 8}
 cdef i64 _MOST = 1 << 40  # columns, rows, columns of a group
@@ -300,7 +311,7 @@ cdef class Layout:
     cdef bint made
 
     def __cinit__(self, str kind, i64 columns, i64 row_bytes, *, i64 group=0, codes=(), bint signed=False, i64 zero=0,
-                 scale=None, minimum=None, int minimum_sign=1):
+                 scale=None, minimum=None, int minimum_sign=1, codebook=(), rounded=(), float factor=1.0):
         if kind not in KINDS:
             raise ValueError(f"kind {kind!r}; known: {', '.join(KINDS)}")
         if not 1 <= columns <= _MOST or not 1 <= row_bytes <= 1 << 42:
@@ -332,6 +343,18 @@ cdef class Layout:
         if minimum is not None:
             l.low = _factor(minimum, numbers)
         l.minimum_sign = minimum_sign
+        if (kind == "book" or codebook) and not len(codebook) == len(rounded) == 1 << width:
+            raise ValueError(f"a codebook of {len(codebook)} numbers, {len(rounded)} of them rounded, for codes of "
+                             f"{width} bits")
+        if codebook and (signed or zero or kind not in ("book", "byte")):
+            raise ValueError(f"codes that are places in a codebook as signed, with a zero, or as {kind}")
+        for number in codebook:
+            l.book.push_back(number)
+        for level in rounded:
+            if not -127 <= level <= 127:
+                raise ValueError(f"{level} in a codebook of 8 bits")
+            l.rounded.push_back(<uint8_t>(level + 128))
+        l.factor = factor
 
     def __init__(self, *unused, **also_unused):
         self.made = _once(self.made)
@@ -391,7 +414,7 @@ cdef class Matrix:
 
     @property
     def quantized(self):
-        return self.matrix.kind < 3
+        return self.matrix.kind < kF32
 
     def pack(self, const uint8_t[:, ::1] rows, i64 start):
         """Rows of bytes, in the layout, become rows start... Several threads may pack ranges that begin and end at

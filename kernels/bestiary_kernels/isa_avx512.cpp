@@ -12,16 +12,24 @@ inline I four(const int8_t *p) { // four activations, in every lane
     return _mm512_set1_epi32(x);
 }
 
-// Vectors j and j + 4 of a block's codes, of which `w` holds the nibbles. fifth: the fifth bits of column quads j and
-// j + 4 are bits 0 and 4 of its bytes; moved on to the next pair.
-template <int Kind> inline void pair(I w, I &fifth, I &w0, I &w1) {
+// What a block's nibbles need beside them: its fifth bits, or the codebook four times.
+template <int Kind> inline I beside(const Matrix &m, const uint8_t *codes) {
+    if (Kind == kFive) return load512(codes + 256);
+    if (Kind == kBook) return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)m.book));
+    return _mm512_setzero_si512();
+}
+
+// Vectors j and j + 4 of a block's codes, of which `w` holds the nibbles. more: from `beside`; the fifth bits of column
+// quads j and j + 4 are bits 0 and 4 of its bytes, and are moved on to the next pair.
+template <int Kind> inline void pair(I w, I &more, I &w0, I &w1) {
     const I low = _mm512_set1_epi8(15), sixteen = _mm512_set1_epi8(16);
     w0 = _mm512_and_si512(w, low), w1 = _mm512_and_si512(_mm512_srli_epi16(w, 4), low);
     if (Kind == kFive) {
-        w0 = _mm512_ternarylogic_epi32(_mm512_slli_epi16(fifth, 4), sixteen, w0, 0xEA); // (x & 16) | nibble
-        w1 = _mm512_ternarylogic_epi32(fifth, sixteen, w1, 0xEA);
-        fifth = _mm512_srli_epi16(fifth, 1);
+        w0 = _mm512_ternarylogic_epi32(_mm512_slli_epi16(more, 4), sixteen, w0, 0xEA); // (x & 16) | nibble
+        w1 = _mm512_ternarylogic_epi32(more, sixteen, w1, 0xEA);
+        more = _mm512_srli_epi16(more, 1);
     }
+    if (Kind == kBook) w0 = _mm512_shuffle_epi8(more, w0), w1 = _mm512_shuffle_epi8(more, w1);
 }
 
 // ---------------------------------------------------------------- one token
@@ -38,10 +46,10 @@ F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int32_t *corr
         I s[2] = {_mm512_set1_epi32(correction[b * parts]), Half ? _mm512_set1_epi32(correction[b * parts + parts - 1])
                                                                  : _mm512_setzero_si512()};
         if (Kind != kByte) {
-            I w0, w1, fifth = Kind == kFive ? load512(p + 256) : _mm512_setzero_si512();
+            I w0, w1, more = beside<Kind>(m, p);
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) {
-                pair<Kind>(load512(p + 64 * j), fifth, w0, w1);
+                pair<Kind>(load512(p + 64 * j), more, w0, w1);
                 s[0] = _mm512_dpbusd_epi32(s[0], w0, four(a + 4 * j));
                 s[1] = _mm512_dpbusd_epi32(s[1], w1, four(a + 16 + 4 * j));
             }
@@ -90,9 +98,9 @@ template <int Kind> void unpack(const Matrix &m, i64 g, i64 count, i64 b0, i64 b
                 if (m.minimum) st(panel.minimums + at, header_values(header + (parts + part) * step, m.wide));
             }
             if (Kind != kByte) {
-                I w0, w1, fifth = Kind == kFive ? load512(p + 256) : _mm512_setzero_si512();
+                I w0, w1, more = beside<Kind>(m, p);
                 for (int j = 0; j < 4; ++j) {
-                    pair<Kind>(load512(p + 64 * j), fifth, w0, w1);
+                    pair<Kind>(load512(p + 64 * j), more, w0, w1);
                     _mm512_store_si512((void *)(to + j * 128), w0);
                     _mm512_store_si512((void *)(to + (j + 4) * 128), w1);
                 }
@@ -181,6 +189,7 @@ void matmul(const Matrix &m, const Input &in, const int32_t *correction, const i
             const i64 end = least(m.blocks, b + kPanelBlocks);
             if (m.kind == kNibble) unpack<kNibble>(m, g, count, b, end, panel);
             else if (m.kind == kFive) unpack<kFive>(m, g, count, b, end, panel);
+            else if (m.kind == kBook) unpack<kBook>(m, g, count, b, end, panel);
             else unpack<kByte>(m, g, count, b, end, panel);
             i64 t = 0;
             for (; t + kTileTokens <= in.tokens; t += kTileTokens)
@@ -209,6 +218,7 @@ void groups(const Matrix &m, const Input &in, const int32_t *correction, const i
         F total;
         if (m.kind == kNibble) total = matvec<kNibble, Half, Minimum>(m, w, in, correction, sums);
         else if (m.kind == kFive) total = matvec<kFive, Half, Minimum>(m, w, in, correction, sums);
+        else if (m.kind == kBook) total = matvec<kBook, Half, Minimum>(m, w, in, correction, sums);
         else total = matvec<kByte, Half, Minimum>(m, w, in, correction, sums);
         put(out, total, bias, g * 16, m.rows);
     }

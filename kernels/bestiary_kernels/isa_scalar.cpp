@@ -25,6 +25,8 @@ void quantized_row(const Matrix &m, const uint8_t *w, const Input &in, const int
                     const i64 at = k / 4;
                     for (int r = 0; r < 16; ++r)
                         dot.v[r] += (((p[r * 4] >> shift) & mask) | ((fifth[r * 4] >> at) & 1) << 4) * a[k];
+                } else if (m.kind == kBook) {
+                    for (int r = 0; r < 16; ++r) dot.v[r] += m.book[(p[r * 4] >> shift) & 15] * a[k];
                 } else {
                     for (int r = 0; r < 16; ++r) dot.v[r] += ((p[r * 4] >> shift) & mask) * a[k];
                 }

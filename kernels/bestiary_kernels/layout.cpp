@@ -3,6 +3,8 @@
 
 #include "vec_scalar.h"
 
+#include <algorithm>
+
 namespace bestiary {
 
 float half_to_float(uint16_t h) { return f16_to_f32(h); }
@@ -113,7 +115,7 @@ void Layout::decode(const uint8_t *row, float *out, uint8_t *code) const {
     for (i64 g = 0; g * group < columns; ++g) {
         const float d = scale.value(row, g), m = minimum ? minimum_sign * low.value(row, g) : 0.0f;
         for (i64 i = g * group; i < (g + 1) * group && i < columns; ++i) {
-            out[i] = (float)((i64)code[i] - zero) * d;
+            out[i] = (book.empty() ? (float)((i64)code[i] - zero) : book[code[i]]) * d;
             if (minimum) out[i] = out[i] + m;
         }
     }
@@ -132,11 +134,13 @@ Matrix packed_shape(const Layout &layout, i64 rows) {
     m.half = layout.group == 16;
     m.minimum = layout.minimum;
     m.wide = layout.scale.number != kNumberF16 || !layout.scale.integer.empty() ||
-             (layout.minimum && (layout.low.number != kNumberF16 || !layout.low.integer.empty()));
-    m.zero = (int32_t)layout.zero;
+             (layout.minimum && (layout.low.number != kNumberF16 || !layout.low.integer.empty())) ||
+             layout.factor != 1.0f;
+    m.zero = layout.book.empty() ? (int32_t)layout.zero : 128;
+    if (m.kind == kBook) std::copy(layout.rounded.begin(), layout.rounded.end(), m.book); // its border checked: at most 16
     m.span = m.half ? 1 : (layout.group + kBlock - 1) / kBlock;
     m.header = kLanes * (m.wide ? 4 : 2) * (m.half ? 2 : 1) * (m.minimum ? 2 : 1);
-    m.code_bytes = m.kind == kNibble ? 256 : m.kind == kFive ? 320 : 512;
+    m.code_bytes = m.kind == kByte ? 512 : m.kind == kFive ? 320 : 256;
     m.group_bytes = (m.blocks + m.span - 1) / m.span * m.header + m.blocks * m.code_bytes;
     return m;
 }
@@ -172,6 +176,8 @@ void pack_rows(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 s
         uint8_t *to = m.data + (start + r) / kLanes * m.group_bytes;
         const i64 lane = (start + r) % kLanes;
         layout.read_codes(row, code.data());
+        if (m.kind == kByte && !layout.book.empty())
+            for (i64 i = 0; i < layout.columns; ++i) code[(size_t)i] = layout.rounded[code[(size_t)i]];
         uint8_t *next = to + lane * 4;
         for (i64 b = 0, left = 0; b < m.blocks; ++b, --left, next += m.code_bytes) {
             if (!left) next += m.header, left = m.span;
@@ -193,7 +199,7 @@ void pack_rows(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 s
         const i64 stride = m.header + m.span * m.code_bytes;
         for (i64 g = 0; g < numbers; ++g) {
             uint8_t *header = to + (m.half ? g / 2 * stride + g % 2 * step : g * stride);
-            const float d = m.wide ? layout.scale.value(row, g) : 0.0f;
+            const float d = m.wide ? layout.scale.value(row, g) * layout.factor : 0.0f;
             put_number(header, lane, m.wide, d, m.wide ? 0 : (uint16_t)layout.scale.at.at(row, g));
             if (m.minimum) {
                 uint16_t half = m.wide ? 0 : (uint16_t)layout.low.at.at(row, g);

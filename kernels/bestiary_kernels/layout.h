@@ -43,6 +43,11 @@ struct Layout {
     i64 zero = 0; // weight = scale * (code - zero), with signed codes moved up to unsigned
     float minimum_sign = 1.0f;
     FactorField scale, low;
+    // Where the codes are places in a codebook: its numbers, and integers, moved up by 128, that times `factor` are
+    // nearly they.
+    std::vector<float> book;
+    std::vector<uint8_t> rounded;
+    float factor = 1.0f;
 
     void read_codes(const uint8_t *row, uint8_t *out) const; // columns codes, unsigned
     // code: room for `columns` bytes; plain numbers need none.

@@ -20,8 +20,8 @@ constexpr i64 kSlab = 256;    // columns of a partial sum of unquantized weights
 constexpr i64 kKeys = 64;     // keys of a step of the online softmax
 constexpr i64 kSegment = 256; // positions after which attention may be split
 
-// Codes of up to 4 bits, of 5, of up to 8; then plain numbers.
-enum Kind : int32_t { kNibble = 0, kFive = 1, kByte = 2, kF32 = 3, kF16 = 4, kBF16 = 5 };
+// Codes of up to 4 bits, of 5, of up to 8, of up to 4 bits that are places in a codebook; then plain numbers.
+enum Kind : int32_t { kNibble = 0, kFive = 1, kByte = 2, kBook = 3, kF32 = 4, kF16 = 5, kBF16 = 6 };
 
 // A packed weight; docs/kernels.md has the byte offsets.
 struct Matrix {
@@ -38,6 +38,7 @@ struct Matrix {
     bool wide;       // scales and minimums are f32, else f16
     bool half;       // every 16 columns have a scale
     bool minimum;
+    uint8_t book[16]; // what the codes of kBook stand for, moved up by 128
 
     // Where the header of block b's span begins within a row group, and its codes.
     BESTIARY_INLINE i64 header_at(i64 b) const { return b / span * (header + span * code_bytes); }
@@ -47,6 +48,7 @@ struct Matrix {
         const uint8_t *p = block + lane * 4 + k % 4;
         if (kind == kByte) return p[k / 4 * 64];
         const int32_t low = p[k / 4 % 4 * 64] >> (k >= 16 ? 4 : 0) & 15;
+        if (kind == kBook) return book[low];
         return kind == kFive ? low | (p[256] >> (k / 4) & 1) << 4 : low;
     }
 };

@@ -99,14 +99,16 @@ def test_a_plugin_brings_a_command(cli: Cli, tmp_path: Path, monkeypatch: pytest
     assert cli("sing").status == 2
 
 
-def test_a_command_of_a_built_in_name_clashes_only_when_asked_for(cli: Cli, tmp_path: Path,
-                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugins_command_takes_no_built_in_name_unless_it_is_preferred(
+        cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = plugin(tmp_path, "inspect", monkeypatch)
-    assert cli("--help", "--plugin", file).status == 0
-    clash = cli("inspect", "--plugin", file)
-    assert clash.status == 1
-    assert "--prefer bestiary" in clash.err and file.name in clash.err
-    assert "bestiary inspect" in cli("inspect", "--help", "--plugin", file, "--prefer", "bestiary").out
+    said = (f"bestiary: command 'inspect' of {file.name} is not used: one of that name is built in; "
+            f"choose with --prefer {file.name} or --prefer bestiary\n")
+    for words in (["--help"], ["inspect", "--help"], ["plugins"]):
+        clash = cli(*words, "--plugin", file)
+        assert (clash.status, clash.err) == (0, said) and "called" not in clash.out
+    assert said[10:-1] in clash.out
+    assert cli("inspect", "--help", "--plugin", file, "--prefer", "bestiary").err == ""
     assert cli("inspect", "--plugin", file, "--prefer", file.name).out == "called\n"
 
 

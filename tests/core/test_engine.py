@@ -71,8 +71,8 @@ def build(host: Host) -> Any:
 
 
 def watched(engine: Engine) -> Watched:
-    assert isinstance(engine.plan, Watched)
-    return engine.plan
+    assert isinstance(engine.plan.plan, Watched)
+    return engine.plan.plan
 
 
 def request(ids: Sequence[int], count: int = 10, **more: Any) -> Request:

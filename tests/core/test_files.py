@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import pickle
 import stat
@@ -88,10 +90,28 @@ def test_a_tensor_that_lies_outside_of_its_file_is_refused_when_it_is_made(
 
 def test_a_file_that_shrank_after_its_tensor_was_made_is_an_error(numbers: Path) -> None:
     tensor = FileTensor(DataFile(numbers), 0, (10, 12), BF16, "wq")
-    os.truncate(numbers, 30)
     assert tensor.read(0, 1).shape == (1, 24)
+    os.truncate(numbers, 30)
     with pytest.raises(BestiaryError, match="tensor wq ends early"):
         tensor.read(0, 10)
+    with pytest.raises(BestiaryError, match="was written to while it was read"):
+        tensor.read(0, 1)
+
+
+def test_a_file_overwritten_while_it_is_read_is_an_error(numbers: Path) -> None:
+    file = DataFile(numbers)
+    with open(numbers, "r+b") as other:
+        other.write(b"new!")
+    os.utime(numbers, ns=(0, 1))  # the clock of the file system may not have moved on
+    with pytest.raises(BestiaryError, match="was written to while it was read"):
+        file.read(100, 8)
+
+
+def test_a_file_whose_name_another_takes_is_read_to_its_end(numbers: Path) -> None:
+    file, old = DataFile(numbers), numbers.read_bytes()
+    (numbers.parent / "other").write_bytes(b"other")
+    (numbers.parent / "other").replace(numbers)
+    assert file.read(0, 240) == old
 
 
 def write(path: Path, text: bytes, **options: Any) -> None:
@@ -251,3 +271,85 @@ def test_pipes_devices_and_names_that_are_none_are_refused_at_once(tmp_path: Pat
                         (tmp_path / "a\0b", "that is no name of a file"), (tmp_path, "cannot read")):
         with pytest.raises(BestiaryError, match=words):
             DataFile(path)
+
+
+def leftover(target: Path) -> Path:
+    """What a killed writer of the file leaves."""
+    part = target.with_name(f".{target.name}.0123456789abcdef.part")
+    part.write_bytes(b"half")
+    return part
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    leftover(tmp_path / "new")
+    kept = {leftover(tmp_path / "other"), leftover(tmp_path / "new.gguf"), tmp_path / ".new.part",
+            tmp_path / ".new.0123.part", tmp_path / ".new.0123456789abcdef.part.part"}
+    for path in kept:
+        path.write_bytes(b"kept")
+    write(tmp_path / "new", b"x")
+    assert set(tmp_path.iterdir()) == kept | {tmp_path / "new"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "removed .new.0123456789abcdef.part (4 bytes), which a run that was killed left behind"]
+
+
+def test_what_is_no_file_is_not_removed_as_one(tmp_path: Path) -> None:
+    part, elsewhere = leftover(tmp_path / "new"), tmp_path / "elsewhere"
+    part.rename(elsewhere)
+    part.symlink_to(elsewhere)
+    fifo = tmp_path / ".new.fedcba9876543210.part"
+    os.mkfifo(fifo)
+    write(tmp_path / "new", b"x")
+    assert elsewhere.read_bytes() == b"half" and part.is_symlink() and fifo.exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_of_two_runs_to_one_file_the_later_is_refused(tmp_path: Path, force: bool) -> None:
+    with replacing(tmp_path / "new", force) as file:
+        with pytest.raises(BestiaryError, match="is being written by another run"):
+            write(tmp_path / "new", b"later", force=force)
+        write(tmp_path / "other", b"other")
+        file.write(b"earlier")
+    assert (tmp_path / "new").read_bytes() == b"earlier"
+    assert sorted(os.listdir(tmp_path)) == ["new", "other"]
+
+
+def test_a_file_is_locked_until_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else another run could take what is complete for dead."""
+    replace, refused = os.replace, []
+
+    def watched(source: str, target: str, **folders: int) -> None:
+        with pytest.raises(BestiaryError, match="is being written by another run") as caught:
+            write(tmp_path / "new", b"later", force=True)
+        refused.append(caught)
+        replace(source, target, **folders)
+
+    monkeypatch.setattr(os, "replace", watched)
+    write(tmp_path / "new", b"x", force=True)
+    assert refused and os.listdir(tmp_path) == ["new"]
+
+
+def test_a_file_taken_for_dead_before_it_is_locked_is_made_again(tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = fcntl.flock
+    taken: list[Path] = []
+
+    def late(handle: int, how: int) -> None:
+        if not taken:
+            taken.extend(tmp_path.iterdir())
+            taken[0].unlink()
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    write(tmp_path / "new", b"x")
+    assert len(taken) == 1 and os.listdir(tmp_path) == ["new"] and (tmp_path / "new").read_bytes() == b"x"
+
+
+def test_a_file_system_without_locks_is_written_too_and_nothing_is_taken_for_dead(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    part = leftover(tmp_path / "new")
+    write(tmp_path / "new", b"x")
+    assert set(tmp_path.iterdir()) == {tmp_path / "new", part}

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -326,9 +327,16 @@ def test_what_a_plugin_prints_goes_to_stderr(install: Install, capsys: pytest.Ca
 
 
 def test_an_interrupt_is_not_swallowed(install: Install) -> None:
-    install("interrupted", "raise KeyboardInterrupt")
+    install("interrupted", "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)")
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         Host(HostSettings()).quantizers  # noqa: B018 - asking is what loads
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_plugin_that_raises_an_interrupt_is_set_aside(install: Install) -> None:
+    install("pressing", "raise KeyboardInterrupt")
+    assert reason(Host(HostSettings()), "pressing") == "it raises KeyboardInterrupt, and nobody pressed Ctrl-C"
 
 
 # Names

@@ -157,7 +157,7 @@ def test_what_an_item_holds_is_checked_before_anybody_uses_it(
     host = host_of(plugin(tmp_path, giving(kind, f"{item}()") + f"{item}.{attribute} = {value}\n"), entry_points=False)
     (report,) = host.report()
     assert words in (report.reason or "") and not report.provides
-    assert host.pre_tokenizers == {} and host.rank_lists == [] and list(host.templates) == []
+    assert not host.pre_tokenizers and not host.rank_lists and not host.templates
 
 
 def test_an_item_that_is_right_passes_the_checks(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from bestiary import readahead
 from bestiary.encoding import F32
 from bestiary.errors import BestiaryError
 from bestiary.readahead import read_ahead
@@ -56,3 +58,32 @@ def test_an_error_ends_it(threads: int) -> None:
         for _ in read_ahead([tensor], threads, bytes_at_a_time=32):
             pass
     assert tensor.begun < 30
+
+
+def test_without_threads_and_where_they_end_at_once_everything_is_read_all_the_same(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    for start in (none, lambda *_: None):
+        monkeypatch.setattr(readahead, "start_new_thread", start)
+        assert [first for _, first, _ in read_ahead([Watched(100)], 3, bytes_at_a_time=32)] == list(range(100))
+
+
+def test_a_reader_that_stops_early_waits_for_what_is_begun_and_begins_nothing_more() -> None:
+    tensor = Watched(1000)
+    some = read_ahead([tensor], 3, bytes_at_a_time=32)
+    next(some)
+    some.close()  # type: ignore[attr-defined]
+    begun = tensor.begun
+    time.sleep(0.05)
+    assert tensor.begun == begun <= 7
+
+
+def test_what_a_thread_raises_is_raised_to_him_who_reads_whatever_it_is() -> None:
+    class Failing(Watched):
+        def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        list(read_ahead([Failing(1000)], 3, bytes_at_a_time=32))

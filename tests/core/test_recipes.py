@@ -1,4 +1,5 @@
-"""The recipes of CONTRIBUTING.md are plugins that work, used as a reader would: copied out, one file each."""
+"""The recipes of CONTRIBUTING.md work as a reader would use them: begun with `bestiary plugins new`, the code put in,
+installed, and a model run through them."""
 
 from __future__ import annotations
 
@@ -10,6 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as Decoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 from bestiary.backend import Batch, Limits
 from bestiary.canonical import to_canonical
@@ -18,18 +23,23 @@ from bestiary.convert import convert, recipe_for
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph
 from bestiary.host import Host, HostSettings
+from bestiary.scaffold import EXAMPLES, package
 
-RECIPES = {name: code for code in re.findall(
-    r"^```python\n(.*?)^```$", (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL)
-    for name in re.findall(r"\A# (\w+\.py)$", code, re.MULTILINE)}
+from ..installing import Completed, Place
+
+RECIPES = {(kind, name): code for kind, name, code in re.findall(
+    r"^bestiary plugins new (\w+) (\w+)\n```\n.*?^```python\n(.*?)^```$",
+    (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text().partition("### ")[2], re.MULTILINE | re.DOTALL)}
 LIMITS = Limits(48, sequences=2, cache_type_k="f32", cache_type_v="f32")
 
 
 @pytest.fixture
 def recipes(tmp_path: Path) -> Host:
-    for name, code in RECIPES.items():
-        (tmp_path / name).write_text(code)
-    return Host(HostSettings(names=(), files=tuple(str(tmp_path / name) for name in RECIPES)))
+    """A host with the recipes as one-file plugins."""
+    files = [tmp_path / f"bestiary_{name}.py" for _, name in RECIPES]
+    for file, code in zip(files, RECIPES.values(), strict=True):
+        file.write_text(code)
+    return Host(HostSettings(names=(), files=tuple(map(str, files))))
 
 
 @pytest.fixture
@@ -46,8 +56,18 @@ def gecko(tmp_path: Path, recipes: Host) -> Path:
         source = theirs[re.sub(r"\d+", "{}", name)]
         shapes[str(source).format(index)] = shape
         data.append((random.standard_normal(shape) / 4 + (len(shape) == 1)).astype("<f4").tobytes())
-    path = tmp_path / "gecko.flat"
+    path = tmp_path / "gecko.newt"
     path.write_bytes(json.dumps({"config": config, "shapes": shapes}).encode() + b"\n" + b"".join(data))
+    return path
+
+
+@pytest.fixture
+def vocabulary(tmp_path: Path) -> Path:
+    """A tokenizer with as many tokens as the model has: letters."""
+    tokenizer = Tokenizer(BPE({chr(ord("!") + i) if i < 94 else f"<{i}>": i for i in range(101)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), Decoder()
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
     return path
 
 
@@ -70,23 +90,55 @@ def logits(host: Host, backend: str, checkpoint: Checkpoint, graph: Graph) -> ND
     return np.concatenate(rows)
 
 
-def test_there_is_a_recipe_of_each_kind(recipes: Host) -> None:
-    own, *files = recipes.report()
-    assert [record.provides for record in files] == [
-        {"architectures": ("gecko",)}, {"loaders": ("flat",)}, {"quantizers": ("wide8",)}, {"backends": ("halves",)}]
+def said(done: Completed) -> str:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
-def test_a_model_runs_through_the_recipes(recipes: Host, gecko: Path) -> None:
+def test_there_is_a_recipe_of_each_kind() -> None:
+    assert [kind for kind, _ in RECIPES] == [kind for kind in EXAMPLES if kind != "writer"]
+
+
+@pytest.mark.parametrize(("kind", "name"), RECIPES)
+def test_a_recipe_shows_the_file_that_it_begins_with(kind: str, name: str) -> None:
+    assert RECIPES[kind, name] == package(kind, name)[f"bestiary_{name}.py"]
+
+
+@pytest.mark.slow
+def test_a_model_runs_through_the_installed_recipes(tmp_path: Path, gecko: Path, vocabulary: Path) -> None:
+    place = Place(tmp_path / "place")
+    for (kind, name), code in RECIPES.items():
+        said(place.run("plugins", "new", kind, name))
+        (place.folder / f"bestiary-{name}/bestiary_{name}.py").write_text(code)
+    place.pip_install(*(place.folder / f"bestiary-{name}" for _, name in RECIPES))
+    plugins = {each["plugin"]: each for each in json.loads(said(place.run("plugins", "--json")))}
+    assert {name: plugins[name]["provides"] for _, name in RECIPES} == {
+        name: {f"{kind}s": [name]} for kind, name in RECIPES}
+
+    converted, quantized = tmp_path / "gecko.gguf", tmp_path / "gecko-mole.gguf"
+    said(place.run("convert", gecko, "--outfile", converted, "--outtype", "f32", "--tokenizer", vocabulary))
+    said(place.run("convert", converted, "--outfile", quantized, "--outtype", "mole"))
+    words = ("-p", "ab", "-n", "8", "--temp", "0")
+    ran = {(file, backend): said(place.run("run", "-m", file, "--backend", backend, *words))
+           for file in (converted, quantized) for backend in ("numpy", "hydra")}
+    assert ran[converted, "hydra"] == ran[converted, "numpy"]
+    assert ran[quantized, "hydra"] == ran[quantized, "numpy"]
+    assert all(text.startswith("ab") and len(text.strip()) > 2 for text in ran.values())
+    largest = said(place.run("ibis", quantized, "--count", "2"))
+    assert largest.split()[1:3] == ["mole", "blk.0.ffn_up.weight"] and len(largest.splitlines()) == 2
+
+
+def test_two_backends_agree_on_the_recipes_model(recipes: Host, gecko: Path) -> None:
     checkpoint, graph = canonical(recipes, gecko)
     expected = logits(recipes, "numpy", checkpoint, graph)
     assert expected.shape == (20, 101) and np.isfinite(expected).all()
-    assert np.allclose(logits(recipes, "halves", checkpoint, graph), expected, atol=1e-5)
+    assert np.allclose(logits(recipes, "hydra", checkpoint, graph), expected, atol=1e-5)
 
 
 def test_the_recipes_quantizer_stays_close(recipes: Host, gecko: Path) -> None:
     checkpoint, graph = canonical(recipes, gecko)
-    quantized = convert(checkpoint, graph, recipe_for(recipes.quantizers["wide8"]), recipes)
-    assert {tensor.encoding.name for tensor in quantized.tensors.values()} == {"wide8", "f32"}
+    quantized = convert(checkpoint, graph, recipe_for(recipes.quantizers["mole"]), recipes)
+    assert {tensor.encoding.name for tensor in quantized.tensors.values()} == {"mole", "f32"}
     for name, tensor in quantized.tensors.items():
         weight = checkpoint.tensors[name].array()
         step = np.abs(weight).max() / 127
@@ -102,10 +154,11 @@ def test_the_recipes_checkpoint_pickles(recipes: Host, gecko: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [
-    b"no json\n", b"[]\n", b'{"config": {}, "shapes": 3}\n', b'{"config": {}, "shapes": {"a": [-1]}}\n',
-    b'{"config": {}, "shapes": {"a": [4, 4]}}\n1234'])
+    b"", b"no json\n", b"[]\n", b'{"config": {}, "shapes": 3}\n', b'{"config": {}, "shapes": {"a": [-1]}}\n',
+    b'{"config": {}, "shapes": {"a": 4}}\n', b'{"config": {}, "shapes": {}}',
+    b'{"config": {}, "shapes": {"a": [4, 4]}}\n1234', b'{"config": {}, "shapes": {"a": [4611686018427387904, 16]}}\n'])
 def test_the_recipes_loader_refuses_damaged_files(recipes: Host, tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "bad.flat"
+    path = tmp_path / "bad.newt"
     path.write_bytes(content)
-    with pytest.raises(BestiaryError, match="bad.flat"):
+    with pytest.raises(BestiaryError, match=r"bad\.newt"):
         recipes.open(path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,11 @@ Floats = NDArray[np.float32]
 
 def _run(first: int, width: int, count: int) -> tuple[int, ...]:
     return tuple(first + width * i for i in range(count))
+
+
+def _normal(count: int) -> tuple[float, ...]:
+    """Numbers from -1 to 1, closer together about 0."""
+    return tuple(float(x) for x in np.cbrt(np.linspace(-0.99, 1, count)) ** 5)
 
 
 def _toys() -> Iterator[Encoding]:
@@ -60,6 +66,21 @@ def _toys() -> Iterator[Encoding]:
         offset=8))
     yield Encoding("toy two planes, bf16", 32, (16, 2), Layout(
         (Bits(4, _run(0, 4, 32), 128, 0),), 32, Factor("bf16", Bits(16, (0,), 16, 1)), offset=7))
+    halves = tuple(8 * (i % 16) + 4 * (i // 16) for i in range(32))
+    yield Encoding("toy NF4", 64, (32, 4), Layout(
+        (Bits(4, (4, 0), 8),), 64, Factor("f32", Bits(32, (0,), 32, 1)), codebook=_normal(16)))
+    yield encoding("codebook of integers", 32, 18, Layout(
+        (Bits(4, tuple(16 + bit for bit in halves), 144),), 32, f16(0, 18),
+        codebook=(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)))
+    yield encoding("codebook of small floats, e8m0", 32, 17, Layout(
+        (Bits(4, tuple(8 + bit for bit in halves), 136),), 32, Factor("e8m0", Bits(8, (0,), 136)),
+        codebook=(0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6)))
+    yield encoding("codebook of 2 bits, groups of 16 with a minimum", 16, 8, Layout(
+        (Bits(2, _run(32, 2, 16), 64),), 16, f16(0, 8), codebook=(-0.9, 0.1, 0.25, 1.3), minimum=f16(16, 8)))
+    yield encoding("codebook of 6 bits, f16", 32, 26, Layout(
+        (Bits(6, _run(16, 6, 32), 208),), 32, f16(0, 26), codebook=_normal(64)))
+    yield encoding("codebook of 8 bits, one number a row", 32, 34, Layout(
+        (Bits(8, _run(0, 8, 32), 272),), 0, Factor("f16", Bits(16, (256,), 0)), codebook=_normal(256)))
 
 
 ALL = {encoding.name: encoding for encoding in (*ENCODINGS.values(), *_toys())}
@@ -109,13 +130,38 @@ def test_packed_rows_are_the_rows(encoding: Encoding) -> None:
     matrix.pack(tensor.read(16, rows), 16)
     matrix.pack(tensor.read(0, 16), 0)
     expected = tensor.decode()
-    out = np.empty(columns, np.float32)
-    for row in range(rows):
-        matrix.unpack(row, out)
-        np.testing.assert_array_equal(out, expected[row])
+    # The numbers of a codebook are rounded to 8 bits. Not farther off than this, times the largest scale.
+    bound = max(map(abs, encoding.layout.codebook), default=0) / 250 * 0.11 if encoding.layout else 0
+    for row, got in enumerate(_unpacked(matrix)):
+        if bound:
+            np.testing.assert_allclose(got, expected[row], rtol=0, atol=bound)
+        else:
+            np.testing.assert_array_equal(got, expected[row])
     decoded = np.empty((rows, columns), np.float32)
     layout.decode(tensor.read(0, rows), decoded)
     np.testing.assert_array_equal(decoded, expected)
+
+
+@pytest.mark.parametrize("codebook", [(-1.0, 0.0, 0.5, 3.0), (-127.0, 1.0, 2.0, 126.0), (0.0,) * 4, (1e-40,) * 4,
+                                      tuple(float(x) for x in range(-15, 1, 4)), (-3e38, 1.0, -0.0, 2e38)])
+def test_a_codebook_that_integers_can_hold_is_held_exactly_and_others_within_a_bound(codebook: Sequence[float]) -> None:
+    from bestiary_plugins.backends.cpu_pack import rounded
+
+    levels, factor = rounded(tuple(codebook))
+    numbers = np.asarray(codebook, np.float32)
+    got = np.asarray(levels, np.float32) * np.float32(factor)
+    assert max(map(abs, levels)) <= 127
+    if max(codebook) < 1e38:
+        np.testing.assert_allclose(got, numbers, rtol=0, atol=1e-38)
+    assert np.abs(got / 2 - numbers / 2).max() <= 0.004 * np.abs(numbers / 2).max() + 1e-38
+
+
+@pytest.mark.parametrize("name", ["toy NF4", "toy codebook of integers"])
+def test_a_codebook_of_4_bits_takes_its_own_size_in_memory(name: str) -> None:
+    from bestiary_plugins.backends.cpu_pack import kernel_layout
+
+    matrix = kernels.Matrix(kernel_layout(ALL[name], 4096), 64)
+    assert matrix.nbytes == 64 * ALL[name].row_bytes(4096)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS)
@@ -125,6 +171,22 @@ def test_in_memory_our_encodings_take_their_own_size(encoding: Encoding) -> None
     columns = 32 * encoding.block_size
     matrix = kernels.Matrix(kernel_layout(encoding, columns), 64)
     assert matrix.nbytes <= 1.03 * 64 * encoding.row_bytes(columns)
+
+
+def _unpacked(matrix: Any) -> Floats:
+    out = np.empty((matrix.rows, matrix.columns), np.float32)
+    for row in range(matrix.rows):
+        matrix.unpack(row, out[row])
+    return out
+
+
+def held(tensor: BlockTensor) -> NDArray[np.float64]:
+    """The weights as the kernels hold them: a codebook's numbers are rounded."""
+    from bestiary_plugins.backends.cpu_pack import kernel_layout
+
+    matrix = kernels.Matrix(kernel_layout(tensor.encoding, tensor.columns), tensor.rows)
+    matrix.pack(tensor.read(0, tensor.rows), 0)
+    return _unpacked(matrix).astype(np.float64)
 
 
 def product(tensor: BlockTensor, x: Floats, isa: str, threads: int = 1) -> Floats:
@@ -151,7 +213,7 @@ def test_products_follow_the_formula_and_every_isa_gives_the_same_bits(encoding:
     x = np.random.default_rng(1).standard_normal((23, tensor.columns)).astype(np.float32)
     x[5] = 0
     seen = rounded(x) if encoding.quantized else x.astype(np.float64)
-    weights = tensor.decode().astype(np.float64)
+    weights = held(tensor)
     expected, size = seen @ weights.T, np.abs(seen) @ np.abs(weights.T)
     results = [product(tensor, x, isa) for isa in ISAS]
     # The kernels apply a scale to an offset code and a minimum apart: what is small may be a difference of the two.
@@ -181,7 +243,7 @@ def test_extreme_blocks_do_not_saturate(encoding: Encoding, fill: int) -> None:
     extreme = BlockTensor(data, tensor.shape, encoding)
     signs = np.random.default_rng(2).choice([-1.0, 1.0], (6, tensor.columns))
     x = np.concatenate([np.ones((1, tensor.columns)), -np.ones((1, tensor.columns)), signs]).astype(np.float32) * 12.7
-    weights = extreme.decode().astype(np.float64)
+    weights = held(extreme)
     for isa in ISAS:
         got = product(extreme, x, isa)
         size = (np.abs(x) @ np.abs(weights.T)).max()

@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 
 from bestiary.checkpoint import CANONICAL, Checkpoint
+from bestiary.discovery import Candidate
 from bestiary.encoding import Bits, Encoding, Factor, Layout
 from bestiary.errors import BestiaryError
-from bestiary.host import Host
+from bestiary.hookspecs import hookimpl
+from bestiary.host import Host, HostSettings, _Plugin
+from bestiary.quantizer import Quantizer
+from bestiary.registry import Origin
 from bestiary.tensor import ArrayTensor, BlockTensor
 from bestiary_plugins.loaders.gguf import PLANES_KEY, open_gguf
 from bestiary_plugins.loaders.gguf_layout import check_addresses, describe, parse_encoding
@@ -65,7 +69,7 @@ def test_each_plane_is_a_tensor_of_bytes(tmp_path: Path, host: Host) -> None:
 
 
 def test_a_description_is_read_as_it_was_written() -> None:
-    assert parse_encoding("toy", json.loads(json.dumps(describe(TOY)))) == TOY
+    assert parse_encoding("toy", json.loads(json.dumps(describe(TOY, {}))), {}) == TOY
 
 
 def test_an_encoding_without_a_layout_cannot_be_written(tmp_path: Path, host: Host) -> None:
@@ -75,9 +79,73 @@ def test_an_encoding_without_a_layout_cannot_be_written(tmp_path: Path, host: Ho
         GgufWriter().save(made, tmp_path / "x.gguf", host)
 
 
+def decode_halves(rows: np.ndarray[Any, Any], columns: int) -> np.ndarray[Any, Any]:
+    return rows.astype(np.float32) / 2
+
+
+HALVES = Encoding("halves", 1, (1,), decoder=decode_halves)
+
+
+class Halves(Quantizer):
+    name, encoding = "halves", HALVES
+
+    def quantize(self, rows: Any, importance: Any = None) -> Any:
+        return np.clip(rows * 2, 0, 255).astype(np.uint8)
+
+
+class Providing:
+    @staticmethod
+    @hookimpl
+    def bestiary_quantizers() -> list[Quantizer]:
+        return [Halves()]
+
+
+def host_with_halves() -> Host:
+    """A host with a plugin whose encoding has no layout."""
+    host = Host(HostSettings(names=()))
+    host._plugins.append(_Plugin(Candidate(Origin("halves", "halving", "2.1", "x"), lambda: Providing)))
+    return host
+
+
+def save_halves(path: Path) -> Path:
+    tensor = BlockTensor(np.arange(12, dtype=np.uint8).reshape(3, 4), (3, 4), HALVES)
+    GgufWriter().save(Checkpoint(path, CONFIG, {"x": tensor}, CANONICAL), path, host_with_halves())
+    return path
+
+
+def test_an_encoding_without_a_layout_is_read_where_its_plugin_is(tmp_path: Path) -> None:
+    path = save_halves(tmp_path / "x.gguf")
+    again = open_gguf(path, host_with_halves()).tensors["x"]
+    assert again.encoding is HALVES and np.array_equal(again.array(), np.arange(12).reshape(3, 4) / 2)
+
+
+def test_an_encoding_without_a_layout_says_whose_it_is_where_that_is_missing(tmp_path: Path, host: Host) -> None:
+    path = save_halves(tmp_path / "x.gguf")
+    with pytest.raises(BestiaryError) as caught:
+        open_gguf(path, host)
+    assert str(caught.value) == f"{path}: metadata {PLANES_KEY}: encoding halves has no layout, so only the plugin " \
+                                "that wrote it can read it: 'halving 2.1', which is not installed here"
+
+
+@pytest.mark.parametrize(("value", "message"), [
+    ({"plugin": "halving 2.1", "block_bytes": [2]}, "not installed here"), ({"plugin": ["x"]}, "not installed here"),
+    ({"plugin": "halving 2.1", "layout": {}}, "unknown field 'layout'"), ({}, "has no layout"),
+    ({"plugin": None}, "has no layout"), ({"plugin": "x" * 5000}, "xxx.{0,20}, which is not installed here")])
+def test_whose_an_encoding_is_may_be_hostile(value: dict[str, Any], message: str) -> None:
+    known = host_with_halves().encodings
+    with pytest.raises(BestiaryError, match=message):
+        parse_encoding("other" if value.get("plugin") else "halves",
+                       {"block_size": 1, "block_bytes": [1], **value}, known)
+
+
+def test_plain_numbers_are_no_encoding_of_a_plugin(host: Host) -> None:
+    with pytest.raises(BestiaryError, match="not installed here"):
+        parse_encoding("f32", {"block_size": 1, "block_bytes": [4], "plugin": "bestiary"}, host.encodings)
+
+
 def changed(path: tuple[Any, ...], value: Any) -> Any:
     """The description with a field replaced, or or taken out where the value is "gone"."""
-    result: Any = json.loads(json.dumps(describe(TOY)))
+    result: Any = json.loads(json.dumps(describe(TOY, {})))
     at = result
     for step in path[:-1]:
         at = at[step]
@@ -103,7 +171,7 @@ PATHS: list[tuple[Any, ...]] = [
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_any_field_of_a_layout_may_be_hostile(path: tuple[Any, ...], value: Any) -> None:
     try:
-        encoding = parse_encoding("toy", changed(path, value))
+        encoding = parse_encoding("toy", changed(path, value), {})
         check_addresses(encoding, 96)
         with np.errstate(all="ignore"):
             encoding.decode(np.zeros((3, encoding.row_bytes(96)), np.uint8), 96)
@@ -132,13 +200,13 @@ REFUSED = [(("layout", "codes", 0, "width"), 5, "reaches bit|do not fit|codebook
 @pytest.mark.parametrize(("path", "value", "message"), REFUSED)
 def test_a_layout_that_does_not_fit_together_is_refused(path: tuple[Any, ...], value: Any, message: str) -> None:
     with pytest.raises(BestiaryError, match=message):
-        check_addresses(parse_encoding("toy", changed(path, value)), 96)
+        check_addresses(parse_encoding("toy", changed(path, value), {}), 96)
 
 
 def test_few_bytes_cannot_become_many_weights() -> None:
     bomb = changed(("layout", "codes", 0), {"width": 4, "offsets": [0], "stride": 0, "plane": 0})
     with pytest.raises(BestiaryError, match="do not fit"):
-        check_addresses(parse_encoding("toy", {**bomb, "block_size": 1 << 20}), 1 << 20)
+        check_addresses(parse_encoding("toy", {**bomb, "block_size": 1 << 20}, {}), 1 << 20)
 
 
 FILES: list[tuple[dict[str, Any], str]] = [

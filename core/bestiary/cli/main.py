@@ -12,6 +12,8 @@ import os
 import re
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -28,11 +30,14 @@ from bestiary.discovery import OWN
 from bestiary.errors import Terminated, one_line
 from bestiary.guard import PASSING, calling
 from bestiary.host import Host, HostSettings
-from bestiary.registry import normal
+from bestiary.registry import Origin, normal
 
 BUILT_IN: Mapping[str, str] = {name: f"bestiary.cli.{name}:{name}" for name in (
     "run", "chat", "convert", "quantize", "inspect", "tokenize", "perplexity", "bench", "plugins")}
 """name -> "module:function", as plugins give theirs."""
+
+GRACE = 5.0
+"""Seconds that threads have at the end to finish what they do."""
 
 SETTINGS: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
@@ -42,8 +47,29 @@ SETTINGS: dict[str, Any] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C."""
-    given = list(sys.argv[1:] if argv is None else argv)
+    """Runs a command line and returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C. argv:
+    None for the program's own; then the program is about to end."""
+    status = _main(list(sys.argv[1:] if argv is None else argv))
+    if argv is None and staying():
+        threading.Thread(target=_end, args=(status,), daemon=True).start()
+    return status
+
+
+def staying() -> list[str]:
+    """The threads that a program waits for at its end; none of ours is left by then."""
+    return [thread.name for thread in threading.enumerate()
+            if not thread.daemon and thread is not threading.main_thread()]
+
+
+def _end(status: int) -> None:
+    """Ends the program where a plugin's thread keeps it from ending."""
+    time.sleep(GRACE)
+    if names := staying():
+        _say(one_line(f"bestiary: thread {', '.join(names)} of a plugin still runs; the program ends without it"))
+        os._exit(status)
+
+
+def _main(given: list[str]) -> int:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # it was closed; what is said goes nowhere
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it lives as long as the process
@@ -99,6 +125,7 @@ def _run(argv: list[str]) -> int:
                 target, who = target_of(host, argv[0])
             app.command(argv[0])(command(target, who))
         elif argv != ["--version"]:  # a listing: what stands in the sources is enough
+            say_what_is_hidden(host)
             for name, target in targets(host).items():
                 app.command(name, short_help=first_line(target) or "")(lambda: None)
         parser = typer.main.get_command(app)
@@ -203,6 +230,7 @@ def targets(host: Host) -> dict[str, str]:
 
 def target_of(host: Host, name: str) -> tuple[str, str]:
     """The command's "module:function", and whose it is in words. Raises BestiaryError where there is none, or two."""
+    say_what_is_hidden(host)
     providers = host.commands.providers(name)
     if name not in BUILT_IN and not providers:
         known = sorted(targets(host))
@@ -212,17 +240,24 @@ def target_of(host: Host, name: str) -> tuple[str, str]:
     if name not in BUILT_IN:
         entry = host.commands.provider(name)
         return entry.item, f"command {name!r} of {entry.origin}"
-    if providers:
-        ways = {OWN: BUILT_IN[name], **{entry.origin.distribution: entry.item for entry in providers}}
-        prefer = [normal(distribution) for distribution in host.settings.prefer]
-        chosen = sorted((way for way in ways if normal(way) in prefer), key=lambda way: prefer.index(normal(way)))
-        if not chosen and name == "plugins":  # it is how to find out what plugins give
-            chosen = [OWN]
-        if not chosen:
-            raise BestiaryError(f"command {name!r} is built in and provided by {' and by '.join(list(ways)[1:])} too; "
-                                f"choose with {' or '.join(f'--prefer {way}' for way in ways)}")
-        return ways[chosen[0]], f"command {name!r} of {chosen[0]}"
-    return BUILT_IN[name], f"command {name!r}"
+    prefer = [normal(distribution) for distribution in host.settings.prefer]
+    ways = {OWN: BUILT_IN[name], **{entry.origin.distribution: entry.item for entry in providers}}
+    chosen = min(ways, key=lambda way: prefer.index(normal(way)) if normal(way) in prefer else len(prefer))  # else ours
+    return ways[chosen], f"command {name!r}" + (f" of {chosen}" if providers else "")
+
+
+def hidden_commands(host: Host) -> list[tuple[Origin, str]]:
+    """Commands of plugins that have the name of one of ours, which runs: an installation takes nobody's `run` away.
+    Whose each is, and the sentence about it."""
+    entries = [entry for name in BUILT_IN for entry in host.commands.providers(name)
+               if {OWN, normal(entry.origin.distribution)}.isdisjoint(map(normal, host.settings.prefer))]
+    return [(entry.origin, f"command {entry.name!r} of {entry.origin} is not used: one of that name is built in; "
+             f"choose with --prefer {entry.origin.distribution} or --prefer {OWN}") for entry in entries]
+
+
+def say_what_is_hidden(host: Host) -> None:
+    for _, sentence in hidden_commands(host):
+        logging.getLogger("bestiary").warning("%s", sentence)
 
 
 def command(target: str, who: str) -> Callable[..., Any]:
@@ -258,8 +293,15 @@ def first_line(target: str) -> str | None:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"bestiary: error: {one_line(message)}", file=sys.stderr)
+    _say(f"bestiary: error: {one_line(message)}")
     return status
+
+
+def _say(line: str) -> None:
+    """To stderr, as it is at this moment: a progress bar replaces it. That nobody listens, or that the disk of a log is
+    full, stops no work."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -286,4 +328,4 @@ class WrongUsage(Exception):
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        print(one_line(self.format(record)), file=sys.stderr)  # the stderr of this moment: a progress bar replaces it
+        _say(one_line(self.format(record)))

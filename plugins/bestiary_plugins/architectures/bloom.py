@@ -60,8 +60,7 @@ class Bloom(Architecture):
     templates = {PHOENIX.name: PHOENIX}
 
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:
-        named = config.get("model_type") == "bloom" or "BloomForCausalLM" in (config.get("architectures") or ())
-        return 90 if named else 0
+        return 90 if config.get("model_type") == "bloom" else 0
 
     def normalise(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         width, heads = sizes(config)

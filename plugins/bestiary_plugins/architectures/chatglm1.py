@@ -78,18 +78,19 @@ class ChatGlm1Tokenizer(WrappedTokenizer):
     """White space has tokens of its own: line ends, tabs, runs of 2 to 80 spaces. A prompt ends in [gMASK] <sop>."""
 
     def segment(self, segment: Segment) -> list[int]:
-        text = re.sub("\n|\t| {2,80}", lambda match: MARKS[match[0]], segment.text)
+        known = set(self._spaces.values())  # of a vocabulary without them the text stays as it is
+        text = re.sub("\n|\t| {2,80}", lambda match: MARKS[match[0]] if match[0] in known else match[0], segment.text)
         return super().segment(Segment(text, segment.special))
 
     def piece(self, token: int) -> bytes:
-        return self._spaces.get(token) or self.inner.piece(token)
+        return self._spaces[token].encode() if token in self._spaces else self.inner.piece(token)
 
     def first(self, token: int) -> tuple[bytes, bool]:
-        return (self._spaces[token], False) if token in self._spaces else self.inner.first(token)
+        return (self._spaces[token].encode(), False) if token in self._spaces else self.inner.first(token)
 
     @cached_property
-    def _spaces(self) -> dict[int, bytes]:
-        found = {self.inner.find(mark): text.encode() for text, mark in MARKS.items()}
+    def _spaces(self) -> dict[int, str]:
+        found = {self.inner.find(mark): text for text, mark in MARKS.items()}
         return {token: text for token, text in found.items() if token is not None}
 
 

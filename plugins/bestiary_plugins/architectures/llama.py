@@ -116,8 +116,9 @@ class Llama(Architecture):
     )
 
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:
-        named = config.get("model_type") == "llama" or "LlamaForCausalLM" in (config.get("architectures") or ())
-        return 50 if named else 0
+        classes = config.get("architectures")
+        named = isinstance(classes, (list, tuple, str)) and "LlamaForCausalLM" in classes
+        return 50 if named or config.get("model_type") == "llama" else 0
 
     def normalise(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         scaling = {**section(config, "rope_parameters"), **section(config, "rope_scaling")}

@@ -187,6 +187,7 @@ class CpuBackend(Backend):
 
     name = "cpu"
     rank = 10
+    exact = True
 
     def __init__(self, isa: str | None = None) -> None:
         self._isa = isa

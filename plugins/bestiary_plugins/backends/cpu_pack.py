@@ -36,8 +36,8 @@ def why_not(encoding: Encoding) -> str | None:
         return None
     if layout is None:
         return "it has no layout"
-    if layout.codebook:
-        return "it has a codebook"
+    if layout.codebook and (layout.signed or not np.isfinite(np.asarray(layout.codebook, np.float32)).all()):
+        return "its codebook has signed codes or infinite numbers"
     if layout.zero:
         return "it has a zero a group"
     if layout.scale.signed or (layout.minimum is not None and layout.minimum.signed):
@@ -47,6 +47,19 @@ def why_not(encoding: Encoding) -> str | None:
     if layout.group % 32 and layout.group != 16:
         return f"its groups have {layout.group} weights"
     return None
+
+
+def rounded(codebook: tuple[float, ...]) -> tuple[tuple[int, ...], float]:
+    """Integers of at most 127 that times one factor are nearly the codebook's numbers: off by at most 1/254 of the
+    largest magnitude, and not at all where some such factor has them exactly (1 before any other)."""
+    numbers = np.asarray(codebook, np.float32).astype(np.float64)
+    most = float(np.abs(numbers).max())
+    factors = [1.0] if most <= 127 else []
+    factors += [float(np.float32(most / level)) for level in range(127, 0, -1)]
+    integers = [np.rint(numbers / factor) if factor else np.zeros_like(numbers) for factor in factors]
+    errors = [np.abs(whole * factor - numbers).max() for whole, factor in zip(integers, factors, strict=True)]
+    best = int(np.argmin(errors))
+    return tuple(int(level) for level in integers[best]), factors[best]
 
 
 def kernel_layout(encoding: Encoding, columns: int) -> Layout:
@@ -69,10 +82,14 @@ def kernel_layout(encoding: Encoding, columns: int) -> Layout:
 
     width = sum(piece.width for piece in layout.codes)
     kind = "nibble" if width <= 4 else "five" if width == 5 else "byte"
+    book: dict[str, Any] = {"signed": layout.signed, "zero": layout.offset}
+    if layout.codebook:
+        kind, levels = "book" if width <= 4 else "byte", rounded(layout.codebook)
+        book = {"codebook": layout.codebook, "rounded": levels[0], "factor": levels[1]}
     try:
         return Layout(kind, columns, row_bytes, group=layout.group or columns, codes=[bits(p) for p in layout.codes],
-                      signed=layout.signed, zero=layout.offset, scale=factor(layout.scale),
-                      minimum=factor(layout.minimum) if layout.minimum else None, minimum_sign=layout.minimum_sign)
+                      scale=factor(layout.scale), minimum=factor(layout.minimum) if layout.minimum else None,
+                      minimum_sign=layout.minimum_sign, **book)
     except (ValueError, IndexError) as error:
         raise BestiaryError(f"encoding {encoding.name}: {error}") from None
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from bestiary.encoding import Bits, Encoding, Factor, Layout
 from bestiary.errors import BestiaryError, short
+from bestiary.registry import Registry
 from bestiary.strict_json import LARGEST_LIST, parse_object
 from bestiary.tensor import Tensor
 from bestiary_plugins.loaders.gguf_types import alike
@@ -33,12 +34,18 @@ def plane_name(tensor: str, plane: int) -> str:
     return f"{tensor}.plane{plane}"
 
 
-def describe(encoding: Encoding) -> dict[str, Any]:
-    """The encoding as an object of JSON. Raises BestiaryError for one without a layout."""
-    if encoding.layout is None:
-        raise BestiaryError(f"{encoding.name} has no GGUF type code and no layout; it cannot be written as GGUF")
-    return {"block_size": encoding.block_size, "block_bytes": list(encoding.block_bytes),
-            "layout": plain(encoding.layout)}
+def describe(encoding: Encoding, known: Mapping[str, Encoding]) -> dict[str, Any]:
+    """The encoding as an object of JSON; of one without a layout only whose it is, because no other can read it. Raises
+    BestiaryError where that is none of the `known`."""
+    sizes = {"block_size": encoding.block_size, "block_bytes": list(encoding.block_bytes)}
+    if encoding.layout is not None:
+        return {**sizes, "layout": plain(encoding.layout)}
+    whose = [entry.origin for entry in known.providers(encoding.name) if entry.item == encoding] \
+        if isinstance(known, Registry) else []
+    if not whose:
+        raise BestiaryError(f"{encoding.name} has no GGUF type code and no layout, and is no plugin's; "
+                            "it cannot be written as GGUF")
+    return {**sizes, "plugin": str(whose[0])}
 
 
 def plain(value: Any) -> Any:
@@ -49,9 +56,9 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def to_json(encodings: Mapping[str, Encoding], tensors: Mapping[str, Tensor]) -> str:
+def to_json(encodings: Mapping[str, Encoding], tensors: Mapping[str, Tensor], known: Mapping[str, Encoding]) -> str:
     """The metadata value: the encodings by name, and which tensors are in them."""
-    return json.dumps({"encodings": {name: describe(encoding) for name, encoding in encodings.items()},
+    return json.dumps({"encodings": {name: describe(encoding, known) for name, encoding in encodings.items()},
                        "tensors": {name: {"encoding": tensor.encoding.name, "columns": tensor.columns}
                                    for name, tensor in tensors.items()}},
                       allow_nan=False, default=float)  # a codebook may hold numpy's numbers
@@ -105,13 +112,21 @@ def finite(value: Any, what: str) -> float:
     return float(value)
 
 
-def parse_encoding(name: str, value: Any) -> Encoding:
-    """The encoding that an object describes. Raises BestiaryError for what does not fit together."""
+def parse_encoding(name: str, value: Any, known: Mapping[str, Encoding]) -> Encoding:
+    """The encoding that an object describes; one among the `known` that has the same description in place of it. Raises
+    BestiaryError for what does not fit together, and for one without a layout that is not known."""
     what = f"encoding {name}"
     with Fields(value, what) as fields:
         size = fields.whole("block_size", 1, LARGEST_BLOCK)
         planes = fields.array("block_bytes", 1, MOST_PLANES, lambda entry, at: whole(entry, 1, LARGEST_BLOCK, at))
-        layout = parse_layout(fields.take("layout"), what, len(planes))
+        plugin = fields.take("plugin", None)
+        layout = parse_layout(fields.take("layout"), what, len(planes)) if plugin is None else None
+    for other in alike(name, known):
+        if (other.block_size, other.block_bytes, other.layout) == (size, planes, layout) and other.number is None:
+            return other
+    if layout is None:
+        raise BestiaryError(f"{what} has no layout, so only the plugin that wrote it can read it: {short(plugin)}, "
+                            "which is not installed here")
     return Encoding(name, size, planes, layout)
 
 
@@ -198,19 +213,15 @@ class PlanesTensor(Tensor):
 
 def join_planes(text: str, tensors: Mapping[str, Tensor], known: Mapping[str, Encoding],
                 what: str) -> dict[str, Tensor]:
-    """The tensors of a file with the planes put together that the metadata value `text` describes. An encoding among
-    the `known` that has the same description is used in place of it."""
+    """The tensors of a file with the planes put together that the metadata value `text` describes."""
     with Fields(parse_object(text, what, False, LARGEST_LIST), what) as fields:
         described, members = fields.take("encodings"), fields.take("tensors")
     Fields(members, f"{what}: tensors")
-    encodings = {name: parse_encoding(name, value) for name, value in described.items()} \
-        if isinstance(described, dict) else {}
-    for name, encoding in encodings.items():
-        for other in alike(name, known):
-            if (other.block_size, other.block_bytes, other.layout) == \
-                    (encoding.block_size, encoding.block_bytes, encoding.layout):
-                encodings[name] = other
-                break
+    try:
+        encodings = {name: parse_encoding(name, value, known) for name, value in described.items()} \
+            if isinstance(described, dict) else {}
+    except BestiaryError as error:
+        raise BestiaryError(f"{what}: {error}") from None
     left, joined = dict(tensors), dict[str, Tensor]()
     for name, value in members.items():
         with Fields(value, f"{what}: tensor {name}") as fields:

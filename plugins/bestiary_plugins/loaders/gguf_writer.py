@@ -61,7 +61,7 @@ class GgufWriter(Writer):
              progress: Progress | None = None) -> None:
         if checkpoint.naming != CANONICAL:
             raise BestiaryError(f"GGUF holds canonical tensors, not those of naming {checkpoint.naming!r}")
-        pieces = [piece for name, tensor in checkpoint.tensors.items() for piece in stored(name, tensor)]
+        pieces = [piece for name, tensor in checkpoint.tensors.items() for piece in stored(name, tensor, host)]
         keys = metadata_of(checkpoint, host)
         header, places = header_of(keys, pieces)
         with replacing(path, force) as file:
@@ -69,7 +69,7 @@ class GgufWriter(Writer):
             write_data(file, len(header), places, checkpoint.tensors, progress)
 
 
-def stored(name: str, tensor: Tensor) -> list[tuple[str, tuple[int, ...], int]]:
+def stored(name: str, tensor: Tensor, host: Host) -> list[tuple[str, tuple[int, ...], int]]:
     """Name, shape and type code of the tensors that a weight becomes: itself, or its planes."""
     shape = tensor.shape or (1,)
     if len(shape) > MOST_DIMENSIONS or 0 in shape:
@@ -78,7 +78,7 @@ def stored(name: str, tensor: Tensor) -> list[tuple[str, tuple[int, ...], int]]:
     code = code_of(tensor.encoding)
     if code is not None:
         return [(name, shape, code)]
-    describe(tensor.encoding)  # raises where it cannot be written
+    describe(tensor.encoding, host.encodings)  # raises where it cannot be written
     return [(plane_name(name, i), plane_shape(tensor, i), TENSOR_CODES[I8.name])
             for i in range(len(tensor.encoding.block_bytes))]
 
@@ -101,11 +101,11 @@ def metadata_of(checkpoint: Checkpoint, host: Host) -> Keys:
     }
     rows = tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else None
     keys |= write_material(checkpoint.tokenizer, config, rows, {**host.pre_tokenizers, **family.pre_tokenizers},
-                           (*family.rank_lists, *host.rank_lists))
+                           (*family.rank_lists, *host.rank_lists.values()))
     keys[CONFIG_KEY] = ("str", json.dumps(config, ensure_ascii=False, default=float))
     foreign = {name: tensor for name, tensor in tensors.items() if code_of(tensor.encoding) is None}
     if foreign:
-        keys[PLANES_KEY] = ("str", to_json(encodings_of(foreign), foreign))
+        keys[PLANES_KEY] = ("str", to_json(encodings_of(foreign), foreign, host.encodings))
     return {key: entry for key, entry in keys.items() if entry[1] is not None}
 
 

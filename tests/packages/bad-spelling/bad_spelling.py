@@ -1,0 +1,10 @@
+"""A plugin whose hook is misspelt."""
+
+from typing import Any
+
+from bestiary.plugin import hookimpl
+
+
+@hookimpl
+def bestiary_loadrs() -> Any:
+    return []
