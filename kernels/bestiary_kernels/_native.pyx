@@ -122,6 +122,7 @@ cdef extern from "program.h" namespace "bestiary":
         kScale "bestiary::kScale"
         kSlice "bestiary::kSlice"
         kSoftCap "bestiary::kSoftCap"
+        kExperts "bestiary::kExperts"
     cdef cppclass CPart "bestiary::Part":
         const CMatrix *matrix
         const float *bias
@@ -147,10 +148,15 @@ cdef extern from "program.h" namespace "bestiary":
         vector[float] slopes
         int cache
         cbool prefix
+        vector[i64] ends
+        int result
+        i64 top
+        cbool normalise
     cdef cppclass CProgram "bestiary::Program":
         CProgram(const CTable *, int, int) except +
         int add_slot(i64, cbool) except +
         void add_step(CStep) except +
+        void add_experts(CStep, i64) except +
         int add_cache_layer(const CCacheLayer &) except +
         const vector[CCacheLayer] &cache_layers()
         cbool accepts(const CCache &)
@@ -664,6 +670,28 @@ cdef class Program:
             prepare.factors.push_back(pair[int32_t, cbool](<int32_t>factor, <cbool>half))
         self._add(prepare)
         self._add(step)
+
+    def experts(self, int a, int logits, int out, experts, tuple slots, i64 top, bint normalise, bint tail):
+        """Each row's `top` experts by their logits, each down(silu(gate x) * up x), summed by their probabilities.
+        experts: (gate, up, down) each; slots: of one expert's inputs, gates, ups and results."""
+        cdef CStep s
+        gathered, gates, ups, result = slots
+        cdef i64 width = self._width(a), first = self.program.get().steps()
+        if not 1 <= top <= len(experts) or self._width(logits) != len(experts):
+            raise ValueError(f"{top} of {len(experts)} experts by {self._width(logits)} logits")
+        self._need(a, width, tail)
+        for slot in (gathered, result, out):
+            self._need(slot, width, tail)
+        self._need(logits, len(experts), tail)
+        self._building()
+        s.op, s.a, s.b, s.c, s.out, s.width, s.tail = kExperts, a, logits, gathered, out, width, tail
+        s.result, s.top, s.normalise = result, top, normalise
+        for gate, up, down in experts:
+            self.linear(gathered, [(gate, None, gates), (up, None, ups)], tail)
+            self.each("silu_mul", gates, ups, gates, 0.0, tail)
+            self.linear(gates, [(down, None, result)], tail)
+            s.ends.push_back(self.program.get().steps() - first)
+        self.program.get().add_experts(s, first)
 
     def norm(self, str kind, int a, int out, weight, bias, float eps, i64 group, bint tail):
         cdef CStep s

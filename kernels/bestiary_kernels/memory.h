@@ -1,4 +1,5 @@
 // Zeroed memory on page boundaries, in huge pages where the system has them.
+// BESTIARY_GUARD_PAGES=after (or before), for tests: every piece ends (or begins) at a page that nobody may touch.
 #pragma once
 #include <cstddef>
 #include <cstdlib>
@@ -7,6 +8,7 @@
 #include <utility>
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace bestiary {
@@ -17,6 +19,10 @@ class Memory {
     explicit Memory(size_t size) : size_(size) {
         if (!size) return;
 #if defined(__linux__)
+        if (const char *side = std::getenv("BESTIARY_GUARD_PAGES")) {
+            guard(size, std::strcmp(side, "before") != 0);
+            return;
+        }
         constexpr size_t huge = size_t(2) << 20;
         mapped_ = size < huge ? size : size + huge;
         base_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -51,17 +57,30 @@ class Memory {
     unsigned char *data() const { return data_; }
     size_t size() const { return size_; }
     void grow(size_t size) { // what it held is lost
-        if (size > size_) *this = Memory(size);
+        if (size > size_ || (size < size_ && guarded_)) *this = Memory(size);
     }
 
   private:
+#if defined(__linux__)
+    void guard(size_t size, bool after) {
+        const size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (size + page - 1) / page * page;
+        mapped_ = whole + 2 * page;
+        base_ = mmap(nullptr, mapped_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (base_ == MAP_FAILED) base_ = nullptr;
+        unsigned char *first = static_cast<unsigned char *>(base_) + page;
+        if (!base_ || mprotect(first, whole, PROT_READ | PROT_WRITE)) throw std::bad_alloc();
+        data_ = after ? first + (whole - (size + 63) / 64 * 64) : first;
+        guarded_ = true;
+    }
+#endif
     void swap(Memory &other) noexcept {
         std::swap(base_, other.base_), std::swap(data_, other.data_);
-        std::swap(size_, other.size_), std::swap(mapped_, other.mapped_);
+        std::swap(size_, other.size_), std::swap(mapped_, other.mapped_), std::swap(guarded_, other.guarded_);
     }
     void *base_ = nullptr;
     unsigned char *data_ = nullptr;
     size_t size_ = 0, mapped_ = 0;
+    bool guarded_ = false;
 };
 
 } // namespace bestiary

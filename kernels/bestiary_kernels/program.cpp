@@ -44,6 +44,12 @@ void Program::add_step(Step s) {
     steps_.push_back(std::move(s));
 }
 
+void Program::add_experts(Step s, i64 first) {
+    s.inner.assign(steps_.begin() + first, steps_.end());
+    steps_.resize((size_t)first);
+    add_step(std::move(s));
+}
+
 template <typename F> void Program::parallel(i64 chunks, F function, bool share) {
     pool_->run(chunks, [](void *f, i64 chunk, int worker) { (*static_cast<F *>(f))(chunk, worker); }, &function,
                !share ? 1 : tokens_ > 1 ? threads_prefill_ : threads_);
@@ -79,7 +85,7 @@ void Program::begin(const std::shared_ptr<Cache> &given, i64 tokens, const int32
         if (s.op == kRopeTable) tables_[(size_t)s.table].grow((size_t)(tokens * s.rope.count * 8));
 
     size_t scratch = 64;
-    for (const Step &s : steps_) {
+    auto need = [&](const Step &s) {
         for (const Part &part : s.parts)
             scratch = std::max(scratch, (size_t)(s.op == kLinearQuantized ? table_->quantized_scratch(*part.matrix, most)
                                                                           : table_->plain_scratch(*part.matrix, most)));
@@ -90,6 +96,10 @@ void Program::begin(const std::shared_ptr<Cache> &given, i64 tokens, const int32
                                                  rows * state_size(s.attention) * 4 + 64));
         }
         if (s.op == kStore) scratch = std::max(scratch, (size_t)(2 * (s.attention.key_dim + 16)));
+    };
+    for (const Step &s : steps_) {
+        need(s);
+        for (const Step &inner : s.inner) need(inner);
     }
     for (const Step &s : steps_)
         if (s.op == kEmbed && s.layout) scratch = std::max(scratch, (size_t)s.width);
@@ -149,7 +159,7 @@ int Program::run(i64 from, i64 to, int (*check)(void *), void *argument) {
 }
 
 void Program::execute(const Step &s) {
-    const i64 rows = s.tail ? wanted_ : tokens_;
+    const i64 rows = rows_of(s);
     switch (s.op) {
     case kInput: break; // written from outside
     case kQuantize: return quantize(s, rows);
@@ -161,6 +171,7 @@ void Program::execute(const Step &s) {
     }
     case kStore: return store(s);
     case kAttend: return attend(s);
+    case kExperts: return experts(s, rows);
     case kRopeTable: return rows_step(s, rows, s.rope.count * 16);
     case kSilu: case kSiluMul: case kGeluTanh: case kGeluErf: return rows_step(s, rows, s.width * 4);
     default: return rows_step(s, rows, s.width);
@@ -207,7 +218,7 @@ void Program::row(const Step &s, i64 t, int worker) {
         table_->rope(s.rope, x, reinterpret_cast<float *>(tables_[(size_t)s.table].data()) + t * s.rope.count * 2, out);
         break;
     case kPack: {
-        const i64 rows = s.tail ? wanted_ : tokens_;
+        const i64 rows = rows_of(s);
         for (i64 c = 0; c < n; c += kSlab)
             std::memcpy(packed_ + c * rows + t * kSlab, x + c, (size_t)std::min(kSlab, n - c) * 4);
         break;
@@ -258,6 +269,58 @@ void Program::linear(const Step &s, i64 rows) {
                                      sums_[(size_t)part.sums].values, c.g0, c.g1, part.bias, out, stride, scratch);
         else table_->linear_plain(*part.matrix, packed_, rows, c.g0, c.g1, part.bias, out, stride, scratch);
     });
+}
+
+// Which experts each row goes to, and with what weight: the largest logits, the first of equal ones.
+void Program::route(const Step &s, i64 rows) {
+    const size_t count = s.ends.size();
+    shares_.resize(std::max(shares_.size(), count));
+    for (auto &list : shares_) list.clear();
+    std::vector<double> odds(count);
+    std::vector<bool> taken(count);
+    std::vector<size_t> best((size_t)s.top);
+    for (i64 t = 0; t < rows; ++t) {
+        const float *logits = at(s.b, t);
+        const double most = *std::max_element(logits, logits + count);
+        double all = 0, chosen = 0;
+        for (size_t e = 0; e < count; ++e) all += odds[e] = std::exp((double)logits[e] - most); // NaN spreads to all
+        taken.assign(count, false);
+        for (size_t &place : best) {
+            place = count;
+            for (size_t e = 0; e < count; ++e)
+                if (!taken[e] && (place == count || logits[e] > logits[place])) place = e;
+            taken[place] = true;
+            chosen += odds[place];
+        }
+        if (all != all) chosen = all;
+        for (size_t e : best) shares_[e].push_back({t, (float)(odds[e] / (s.normalise ? chosen : all))});
+    }
+}
+
+// Expert by expert: each row's results are added in the order of the experts, whatever the batch.
+void Program::experts(const Step &s, i64 rows) {
+    route(s, rows);
+    for (i64 t = 0; t < rows; ++t) std::memset(at(s.out, t), 0, (size_t)s.width * 4);
+    for (size_t e = 0; e < s.ends.size(); ++e) {
+        const std::vector<Share> &list = shares_[e];
+        const i64 count = (i64)list.size();
+        if (!count) continue;
+        const i64 chunks = std::max<i64>(1, std::min(count, count * s.width / kChunkWork));
+        auto each = [&](auto one) {
+            parallel(chunks, [&](i64 chunk, int) {
+                for (i64 i = count * chunk / chunks; i < count * (chunk + 1) / chunks; ++i) one(i, list[(size_t)i]);
+            });
+        };
+        each([&](i64 i, const Share &share) { std::memcpy(at(s.c, i), at(s.a, share.row), (size_t)s.width * 4); });
+        inner_rows_ = count;
+        for (i64 i = e ? s.ends[e - 1] : 0; i < s.ends[e]; ++i) execute(s.inner[(size_t)i]);
+        inner_rows_ = -1;
+        each([&](i64 i, const Share &share) {
+            float *y = at(s.result, i), *out = at(s.out, share.row);
+            table_->scale(y, share.weight, y, s.width);
+            table_->add(out, y, out, s.width);
+        });
+    }
 }
 
 // Appends the keys (slot a) and values (slot b) of all tokens to the cache.

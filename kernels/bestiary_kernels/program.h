@@ -11,7 +11,7 @@ namespace bestiary {
 
 enum Op : int32_t {
     kInput, kEmbed, kGather, kRopeTable, kRope, kQuantize, kLinearQuantized, kPack, kLinearPlain, kRmsNorm, kLayerNorm,
-    kStore, kAttend, kSilu, kSiluMul, kGeluTanh, kGeluErf, kAdd, kMul, kScale, kSlice, kSoftCap
+    kStore, kAttend, kSilu, kSiluMul, kGeluTanh, kGeluErf, kAdd, kMul, kScale, kSlice, kSoftCap, kExperts
 };
 
 // One matrix of a linear step.
@@ -52,6 +52,13 @@ struct Step {
     std::vector<float> slopes;
     int cache = 0; // which layer of the cache
     bool prefix = false;
+    // experts: the rows of each one's tokens go to slot c; its steps are inner[ends[e - 1]] .. inner[ends[e] - 1], and
+    // leave their result in slot `result`. b: the router's logits.
+    std::vector<Step> inner;
+    std::vector<i64> ends;
+    int result = 0;
+    i64 top = 0;
+    bool normalise = false;
 };
 
 class Program {
@@ -59,6 +66,8 @@ class Program {
     Program(const Table *table, int threads, int threads_prefill);
     int add_slot(i64 width, bool tail);
     void add_step(Step step);
+    // The steps from `first` on become the inner ones of this.
+    void add_experts(Step step, i64 first);
     int add_cache_layer(const CacheLayer &layer);
     const std::vector<CacheLayer> &cache_layers() const { return layers_; }
     bool accepts(const Cache &cache) const { return cache.layers() == layers_; }
@@ -100,6 +109,9 @@ class Program {
     void linear(const Step &s, i64 rows);
     void store(const Step &s);
     void attend(const Step &s);
+    void route(const Step &s, i64 rows);
+    void experts(const Step &s, i64 rows);
+    i64 rows_of(const Step &s) const { return inner_rows_ >= 0 ? inner_rows_ : s.tail ? wanted_ : tokens_; }
     template <typename F> void parallel(i64 chunks, F function, bool share = true);
     float *at(int slot, i64 t) const { return slots_[(size_t)slot].data + t * slots_[(size_t)slot].stride; }
 
@@ -127,6 +139,9 @@ class Program {
     Input input_ = {};
     std::vector<Sums> sums_;
     float *packed_ = nullptr;
+    i64 inner_rows_ = -1; // of the expert that is at work
+    struct Share { i64 row; float weight; };
+    std::vector<std::vector<Share>> shares_; // of each expert
 };
 
 } // namespace bestiary

@@ -43,6 +43,12 @@ BAD: dict[str, dict[str, Any]] = {
     "no offsets": {"codes": ((4, (), 144, 0, 36),)},
     "codes too wide for their kind": {"codes": ((5, CODES[1], 0, 0, 36),)},
     "an impossible group": {"group": 24},
+    "places in no codebook": {"kind": "book"},
+    "a codebook too short": {"kind": "book", "codebook": (0.0,) * 15, "rounded": (0,) * 15},
+    "a codebook that is not rounded": {"kind": "book", "codebook": (0.0,) * 16},
+    "a codebook beyond 8 bits": {"kind": "book", "codebook": (0.0,) * 16, "rounded": (-128,) * 16},
+    "a codebook of signed codes": {"kind": "book", "codebook": (0.0,) * 16, "rounded": (0,) * 16, "signed": True},
+    "a codebook of plain nibbles": {"codebook": (0.0,) * 16, "rounded": (0,) * 16},
     "a group that wraps": {"group": 2**63 - 1},
     "a group beyond any row": {"group": 1 << 62},
     "no group": {"group": 0},
@@ -128,6 +134,23 @@ def test_programs_check_every_slot() -> None:
         with pytest.raises(ValueError):
             call()
     assert program.steps == 0
+
+
+def test_experts_check_every_slot_and_matrix() -> None:
+    square = kernels.Matrix(kernels.Layout("f32", 32, 128), 32)
+    other = kernels.Matrix(kernels.Layout("f32", 16, 64), 32)
+
+    def add(logits: int = 2, experts: int = 2, top: int = 1, down: Any = square, out: int = 32) -> None:
+        program = kernels.Program("scalar", 1, 1)
+        x, router, y = program.slot(32, False), program.slot(logits, False), program.slot(out, False)
+        spare = tuple(program.slot(32, False) for _ in range(4))
+        program.experts(x, router, y, [(square, square, down)] * experts, spare, top, True, False)
+        assert program.steps == 1
+
+    add()
+    for wrong in ({"logits": 3}, {"experts": 0}, {"top": 0}, {"top": 3}, {"down": other}, {"out": 31}):
+        with pytest.raises(ValueError):
+            add(**wrong)
 
 
 def test_a_rope_that_leaves_its_head_is_refused() -> None:

@@ -1,7 +1,7 @@
 """The cpu backend: graphs run by the compiled kernels, the same bits whatever the threads, the batch or the isa.
 
-Not yet here, and refused by name: the operation moe. Encodings with a codebook, or with an integer zero per group, are
-decoded while loading and kept as 8-bit blocks.
+A codebook's numbers are rounded to 8 bits; encodings with an integer zero per group are decoded while loading and
+kept as 8-bit blocks.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from bestiary.graph import OPERATIONS, Graph, Node
 from bestiary_kernels import Program
 from bestiary_plugins.backends.cpu_pack import Weights
 
-ROW_BY_ROW = ("linear", "rms_norm", "layer_norm", "silu", "gelu", "add", "mul", "scale", "slice", "soft_cap", "call")
+ROW_BY_ROW = ("linear", "rms_norm", "layer_norm", "silu", "gelu", "add", "mul", "scale", "slice", "soft_cap", "moe",
+              "call")
 """Operations that need nothing but the row itself: after the last of the others, only the wanted tokens' rows."""
 
 Key = tuple[int, bool]
@@ -57,8 +58,6 @@ class Lowered:
 def refuse(graph: Graph) -> None:
     """Raises BestiaryError for what the backend cannot run, before anything is read."""
     for node in graph.nodes:
-        if node.op == "moe":
-            raise BestiaryError("the cpu backend does not run moe yet; the numpy backend does")
         if node.op not in OPERATIONS:
             raise BestiaryError(f"unknown operation {node.op!r}; known: {', '.join(OPERATIONS)}")
     masks = {node.params["mask"] for node in graph.nodes if node.op == "attention"}
@@ -82,6 +81,7 @@ class _Lowering:
         self.done: set[Key] = set()
         self.tables: dict[tuple[Any, ...], int] = {}
         self.input_keys: list[Key] = []
+        self.spare: dict[tuple[str, int, bool], int] = {}
 
     def run(self) -> Lowered:
         for i, node in enumerate(self.nodes):
@@ -144,6 +144,26 @@ class _Lowering:
         self._emit([source], [part[2] for part in parts], lambda slot: self.program.linear(
             slot(source), [(matrix, bias, slot(out)) for matrix, bias, out in parts], tail))
         self.done.update((i, tail) for i in members)
+
+    def _moe(self, key: Key, node: Node) -> None:
+        """The router's product, then the experts, whose slots all layers share."""
+        tail, weights, width = key[1], node.weights, node.width
+        source = self._value(node.inputs[0], tail)
+        router = self.weights.matrices[weights["router"]]
+        experts = list(zip(*(self.weights.stacks[weights[part]] for part in ("gate", "up", "down")), strict=True))
+        sizes = {"logits": node.params["experts"], "input": width, "gate": node.params["hidden"],
+                 "up": node.params["hidden"], "down": width}
+
+        def emit(slot: Callable[[Key], int]) -> None:
+            for part, size in sizes.items():
+                if (part, size, tail) not in self.spare:
+                    self.spare[part, size, tail] = self.program.slot(size, tail)
+            logits, *rest = (self.spare[part, size, tail] for part, size in sizes.items())
+            self.program.linear(slot(source), [(router, None, logits)], tail)
+            self.program.experts(slot(source), logits, slot(key), experts, (rest[0], rest[1], rest[2], rest[3]),
+                                 node.params["top_k"], node.params["normalise"], tail)
+
+        self._emit([source], [key], emit)
 
     def _array(self, node: Node, part: str) -> NDArray[np.float32] | None:
         return self.weights.arrays[node.weights[part]].reshape(-1) if part in node.weights else None

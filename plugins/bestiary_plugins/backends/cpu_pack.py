@@ -25,6 +25,9 @@ log = logging.getLogger("bestiary")
 Piece = tuple[str, int, int, Encoding]
 """A tensor's rows: name, first row, last + 1, and the encoding that the kernels get."""
 
+PACKED = {"linear": "weight", "moe": "router"}
+"""Operation -> the part that one packed matrix plays."""
+
 CHUNK_BYTES = 4 << 20
 """What one thread reads at a time."""
 
@@ -112,12 +115,14 @@ class Weights:
     plugin's operation as numbers."""
 
     matrices: dict[str, Matrix] = field(default_factory=dict)
+    stacks: dict[str, tuple[Matrix, ...]] = field(default_factory=dict)  # of experts
     tables: dict[str, RawRows] = field(default_factory=dict)
     arrays: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
-        return sum(w.nbytes for held in (self.matrices, self.tables, self.arrays) for w in held.values())
+        return sum(w.nbytes for held in (self.matrices, self.tables, self.arrays) for w in held.values()) \
+            + sum(matrix.nbytes for stack in self.stacks.values() for matrix in stack)
 
 
 def _stored_as(tensor: Tensor, matrix: bool) -> Encoding:
@@ -141,10 +146,11 @@ def _read(tensor: Tensor, start: int, stop: int, encoding: Encoding) -> NDArray[
 def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weights | None,
          progress: Progress | None) -> Weights:
     """Packs what the graph uses, read in pieces by all threads. held: weights of an earlier plan, used again."""
-    packed = {node.weights["weight"] for node in graph.nodes if node.op == "linear"}
+    packed = {node.weights[PACKED[node.op]] for node in graph.nodes if node.op in PACKED}
+    stacked = {node.weights[part] for node in graph.nodes if node.op == "moe" for part in ("gate", "up", "down")}
     looked_up = {node.weights["weight"] for node in graph.nodes if node.op == "embed"} - packed
     numbers = {name for node in graph.nodes for part, name in node.weights.items()
-               if node.op != "embed" and (node.op != "linear" or part == "bias")}
+               if node.op not in ("embed", "moe") and (node.op != "linear" or part == "bias")}
     weights, held = Weights(), held or Weights()
     for name, shape in graph.weights.items():
         if name not in tensors:
@@ -159,31 +165,43 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
         if name in numbers:
             weights.arrays[name] = held.arrays[name] if name in held.arrays else np.ascontiguousarray(
                 tensor.array(), np.float32)
-        if name not in packed and name not in looked_up:
+        if name not in packed | looked_up | stacked:
             continue
         if name in held.matrices:
             weights.matrices[name] = held.matrices[name]
             continue
+        if name in held.stacks:
+            weights.stacks[name] = held.stacks[name]
+            continue
         if name in held.tables and name in looked_up:
             weights.tables[name] = held.tables[name]
             continue
-        encoding = _stored_as(tensor, name in packed)
+        encoding = _stored_as(tensor, name not in looked_up)
         if encoding is not tensor.encoding and tensor.encoding.name not in warned:
             warned.add(tensor.encoding.name)
             log.warning("the cpu backend's kernels do not hold %s (%s): such weights are kept as %s",
                         tensor.encoding.name, why_not(tensor.encoding), encoding.name)
         layout = kernel_layout(encoding, tensor.columns)
-        if name in packed:
-            weights.matrices[name] = Matrix(layout, tensor.rows)
+        count = tensor.shape[0] if name in stacked else 1
+        rows = tensor.rows // count
+        if name in stacked:
+            weights.stacks[name] = tuple(Matrix(layout, rows) for _ in range(count))
+        elif name in packed:
+            weights.matrices[name] = Matrix(layout, rows)
         else:
             weights.tables[name] = RawRows(layout, np.empty((tensor.rows, layout.row_bytes), np.uint8))
         step = max(1, CHUNK_BYTES // max(1, tensor.row_bytes) // 16) * 16  # whole row groups
-        work += [(name, start, min(start + step, tensor.rows), encoding) for start in range(0, tensor.rows, step)]
+        work += [(name, first + start, first + min(start + step, rows), encoding)
+                 for first in range(0, tensor.rows, rows) for start in range(0, rows, step)]
 
     def one(item: Piece) -> int:
         name, start, stop, encoding = item
         rows = _read(tensors[name], start, stop, encoding)
-        if name in weights.matrices:
+        if name in weights.stacks:
+            stack = weights.stacks[name]
+            expert, start = divmod(start, stack[0].rows)
+            stack[expert].pack(rows, start)
+        elif name in weights.matrices:
             weights.matrices[name].pack(rows, start)
         else:
             weights.tables[name].rows[start:stop] = rows

@@ -1,3 +1,3 @@
 """A plugin that needs a module which is not installed."""
 
-import no_such_module  # noqa: F401
+import no_such_module  # type: ignore[import-not-found]  # noqa: F401

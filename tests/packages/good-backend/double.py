@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Row = NDArray[np.float64]
 
 bestiary_api = 1  # the version of the hooks that this is written for
+CACHE_TYPES = ("f16", "f32", "f64")
 
 
 class DoubleCache(KVCache):
@@ -233,6 +234,9 @@ class Double(Backend):
                 raise BestiaryError(f"the backend double does not know the operation {node.op}")
         if graph.prefix_mask:
             raise BestiaryError("the backend double takes a token at a time; a prefix mask needs more")
+        for name in (limits.cache_type_k, limits.cache_type_v):
+            if name not in CACHE_TYPES:
+                raise BestiaryError(f"unknown cache type {name!r}; known: {', '.join(CACHE_TYPES)}")
         known = share.weights if isinstance(share, DoublePlan) else {}
         weights: dict[str, Row] = {}
         for done, name in enumerate(graph.weights, 1):

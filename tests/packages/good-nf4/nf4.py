@@ -44,8 +44,9 @@ class NF4(Quantizer):
         book = np.asarray(CODEBOOK, np.float32)
         between = (book[1:] + book[:-1]) / np.float32(2)  # a weight belongs to the entry on its side of the middle
         codes = np.searchsorted(between, blocks / np.where(scale == 0, np.float32(1), scale)).astype(np.uint8)
-        packed = (codes[:, ::2] << np.uint8(4) | codes[:, 1::2]).reshape(len(rows), -1)
-        return np.concatenate([packed, scale.astype("<f4").reshape(len(rows), -1).view(np.uint8)], axis=1)
+        count, columns = rows.shape
+        packed = (codes[:, ::2] << np.uint8(4) | codes[:, 1::2]).reshape(count, columns // 2)
+        return np.concatenate([packed, scale.astype("<f4").reshape(count, columns // BLOCK).view(np.uint8)], axis=1)
 
 
 @hookimpl

@@ -49,7 +49,8 @@ class Radix11(Quantizer):
         powers = np.uint64(BASE) ** np.arange(DIGITS, dtype=np.uint64)
         numbers = (digits * powers).sum(axis=2, dtype=np.uint64).astype("<u8")  # (blocks, 2)
         packed = numbers.view(np.uint8).reshape(-1, 2, 8)[:, :, :7].reshape(-1, 14)
-        return np.concatenate([scale.view(np.uint8), packed], axis=1).reshape(len(rows), -1)
+        count, columns = rows.shape
+        return np.concatenate([scale.view(np.uint8), packed], axis=1).reshape(count, columns // BLOCK * BYTES)
 
 
 @hookimpl
