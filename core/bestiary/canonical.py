@@ -15,15 +15,16 @@ from bestiary.graph import Graph
 from bestiary.tensor import Tensor
 
 
-def to_canonical(checkpoint: Checkpoint, architecture: Architecture) -> tuple[Checkpoint, Graph]:
+def to_canonical(checkpoint: Checkpoint, architecture: Architecture,
+                 context: int | None = None) -> tuple[Checkpoint, Graph]:
     """The checkpoint in canonical names and row orders with a normalised config, and its graph. It holds exactly the
-    tensors that the graph uses. Raises BestiaryError for tensors missing, unknown, or of another shape than the graph
-    declares."""
+    tensors that the graph declares. context: tokens a sequence may hold; by default what the model was made for.
+    Raises BestiaryError for tensors missing, unknown, or of another shape than the graph declares."""
     tensors = rename(checkpoint, architecture)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     config = architecture.normalise(checkpoint.config, shapes)
     check_layers(checkpoint, config, len(tensors))
-    graph = architecture.graph(config, config["max_position_embeddings"])
+    graph = architecture.graph(config, context or config["max_position_embeddings"])
     check_shapes(checkpoint, graph, tensors)
     tensors = {**architecture.derived(config), **tensors}  # only now: its sizes are the config's
     missing = [name for name in graph.weights if name not in tensors]

@@ -23,8 +23,6 @@ WHOLE = PreTokenizer((LLAMA3,), ignore_merges=True)
 PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"), WHOLE),
     **dict.fromkeys(("smaug-bpe", "dbrx"), PreTokenizer((LLAMA3,))),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), PreTokenizer((QWEN2,))),
-    "gpt-2": PreTokenizer((GPT2,)),
     "bloom": PreTokenizer((BLOOM,)),
     "falcon": PreTokenizer((PUNCTUATION, GPT2, DIGITS, "[0-9][0-9][0-9]")),
 }
