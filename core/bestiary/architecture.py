@@ -121,8 +121,8 @@ class Architecture(ABC):
 
     @abstractmethod
     def graph(self, config: Config, context: int) -> Graph:
-        """The forward pass, from a normalised config. context: tokens that a sequence may hold; all graphs of one config
-        declare the same weights."""
+        """The forward pass, from a normalised config. context: tokens that a sequence may hold; whatever it is, the
+        graphs of one config declare the same weights."""
 
     @abstractmethod
     def example_config(self) -> dict[str, Any]:

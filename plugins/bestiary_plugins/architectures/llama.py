@@ -114,12 +114,12 @@ class Llama(Architecture):
     namings = {"huggingface": HUGGINGFACE, "meta": META}
     ignorable = (r".*rotary_emb\.inv_freq", r"rope\.freqs",
                  r"output\.weight")  # a second copy of the embedding, where the two are tied
-    prompts = PROMPTS
+    prompts: Mapping[str, str] = PROMPTS
     pre_tokenizers = PRE_TOKENIZERS  # of anybody's: models with this graph come with all kinds of tokenizers
-    rank_lists = (RankList(128000, "llama-bpe", LLAMA3_SPECIAL, "<|begin_of_text|>", "<|end_of_text|>",
-                           ("<|eot_id|>", "<|eom_id|>")),)
+    rank_lists: tuple[RankList, ...] = (RankList(128000, "llama-bpe", LLAMA3_SPECIAL, "<|begin_of_text|>",
+                                                 "<|end_of_text|>", ("<|eot_id|>", "<|eom_id|>")),)
     templates = OF_LLAMA
-    keys = (
+    keys: tuple[Key, ...] = (
         Key("head_dim", "{arch}.rope.dimension_count", "u32"),
         Key("rope_scaling", "{arch}.rope.scaling.type", "str",
             to_file=lambda scaling: scaling["rope_type"] if scaling["rope_type"] in ("linear", "yarn") else None,

@@ -35,7 +35,7 @@ class Mistral(Llama):
     """What transformers takes where a config says nothing."""
     pre_tokenizers = {"tekken": PreTokenizer((TEKKEN,), ignore_merges=True)}
     rank_lists = ()
-    prompts: Mapping[str, str] = {}
+    prompts = {}
     templates = {INST.name: INST}
 
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:

@@ -13,7 +13,7 @@ from bestiary.errors import BestiaryError
 from bestiary.graph import Trace, Value
 from bestiary.plugin import Key, Rule
 from bestiary.transform import Stack
-from bestiary_plugins.architectures.llama import HUGGINGFACE, WIDEST, Config, Llama
+from bestiary_plugins.architectures.llama import HUGGINGFACE, Config, Llama
 from bestiary_plugins.architectures.mistral import Mistral
 
 if TYPE_CHECKING:

@@ -50,7 +50,8 @@ class Phi3(Llama):
 
     def normalise(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         scaling = {**section(config, "rope_parameters"), **section(config, "rope_scaling")}
-        kind = one_of({"rope_scaling": scaling.get("rope_type") or scaling.get("type")}, "rope_scaling", KINDS, "default")
+        kind = one_of({"rope_scaling": scaling.get("rope_type") or scaling.get("type")}, "rope_scaling", KINDS,
+                      "default")
         share = real(scaling, "partial_rotary_factor", real(config, "partial_rotary_factor", 1.0), high=1.0)
         plain = {key: value for key, value in config.items()
                  if key not in ("rope_scaling", "rope_parameters", "partial_rotary_factor")}

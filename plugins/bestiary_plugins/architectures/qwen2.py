@@ -32,7 +32,7 @@ class Qwen2(Llama):
     scalings = ("linear", "yarn")
     pre_tokenizers = dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), PreTokenizer((QWEN2,)))
     rank_lists = ()
-    prompts: Mapping[str, str] = {}
+    prompts = {}
     templates = {CHATML.name: CHATML}
 
     def normalise(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

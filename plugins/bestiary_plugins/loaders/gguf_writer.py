@@ -94,7 +94,8 @@ def metadata_of(checkpoint: Checkpoint, host: Host) -> Keys:
         "general.architecture": ("str", family.file_name),
         "general.name": ("str", name_of(checkpoint)),
         **{key: (kind_of(value), value) for key, value in checkpoint.metadata.items()
-           if key.startswith(("general.", f"{family.file_name}.")) and key not in decided and kind_of(value) is not None},
+           if key.startswith(("general.", f"{family.file_name}.")) and key not in decided
+           and kind_of(value) is not None},
         "general.file_type": ("u32", file_type(tensors)),
         "general.quantization_version": ("u32", 2),
         **to_keys(config, table, family.file_name),
