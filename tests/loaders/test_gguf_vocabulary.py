@@ -108,8 +108,8 @@ def split(pattern: str, **level: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(("pre", "name"), [
     (LEVEL, "gpt-2"), (split(LLAMA3, use_regex=False), "smaug-bpe"), (split("own", use_regex=False), "mine"),
     (split(LLAMA3), "default"), (None, "default")])
-def test_a_pre_tokenizer_is_known_by_its_steps(pre: Any, name: str) -> None:
-    rules = {**PRE_TOKENIZERS, "mine": PreTokenizer(("own",))}
+def test_a_pre_tokenizer_is_known_by_its_steps(pre: Any, name: str, host: Host) -> None:
+    rules = {**host.pre_tokenizers, "mine": PreTokenizer(("own",))}
     assert from_tokenizer_json(library(pre), rules).pre_tokenizer == name
 
 

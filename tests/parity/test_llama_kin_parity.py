@@ -85,6 +85,9 @@ CONTEXT = {"phi3, short": 64}
 models = pytest.mark.parametrize("name", MODELS)
 
 
+GELUS = {"gpt2": {"activation_function": "gelu"}, "gpt-neox": {"hidden_act": "gelu_new"}}
+
+
 def made(parity: Parity, name: str) -> Reference:
     model_class, config = MODELS[name]
     return parity.reference(name.replace(",", ""), model_class, config)
@@ -140,7 +143,7 @@ CHANGES = [("mistral, window", {"sliding_window": 30}), ("qwen2, tied, window in
            ("gemma2", {"final_logit_softcapping": 20.0}), ("gemma2", {"sliding_window": 30}),
            ("phi3, long", {"rope_parameters": {**LONG, "long_factor": LONG["short_factor"]}}),
            ("phi3, long", {"max_position_embeddings": 256}), ("mixtral", {"num_experts_per_tok": 3}),
-           ("gpt2", {"activation_function": "gelu"}), ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+           ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
            ("gpt-neox", {"use_parallel_residual": False}),
            ("gpt-neox", {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5}})]
 
@@ -154,4 +157,14 @@ def test_a_difference_in_the_config_would_be_seen(
     if "layer_types" in change:
         change = {"layer_types": None, "max_window_layers": 2}
     path = rewritten(reference.path, lambda config: config.update(change))
-    assert min(parity.differences(reference, path, "numpy").values()) > 1e-4
+    assert min(parity.differences(reference, path, "numpy").values()) > 1e-3
+
+
+@pytest.mark.parametrize("name", GELUS)
+def test_both_forms_of_gelu_are_told_apart(
+        parity: Parity, name: str, rewritten: Callable[[Path, Callable[[dict[str, Any]], None]], Path]) -> None:
+    """They are closer to one another than the bound of the other tests."""
+    reference = made(parity, name)
+    path = rewritten(reference.path, lambda config: config.update(GELUS[name]))
+    right, wrong = (parity.differences(reference, where, "numpy") for where in (reference.path, path))
+    assert 20 * max(right.values()) < min(wrong.values())

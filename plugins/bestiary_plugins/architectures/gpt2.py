@@ -53,24 +53,25 @@ class Gpt2(Architecture):
         return 50 if named else 0
 
     def normalise(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        given = {**{key: config.get(theirs) for key, theirs in OLDER.items()},
-                 **{key: value for key, value in config.items() if value is not None}}
-        width, heads = whole(given, "hidden_size", high=WIDEST), whole(given, "num_attention_heads", high=MOST_HEADS)
+        called = {key: key if config.get(key) is not None else theirs for key, theirs in OLDER.items()}
+        width = whole(config, called["hidden_size"], high=WIDEST)
+        heads = whole(config, called["num_attention_heads"], high=MOST_HEADS)
         if width % heads:
-            raise BestiaryError(f"hidden_size = {width} in the config; it must be a multiple of the {heads} heads")
+            raise BestiaryError(f"{called['hidden_size']} = {width} in the config; it must be a multiple of "
+                                f"the {heads} heads")
         if flag(config, "add_cross_attention"):
             raise BestiaryError("add_cross_attention = True is not implemented; known: False")
         places = next(iter(shapes.get("position_embd.weight", ())), None)
         return {
             **{key: value for key, value in config.items() if key not in OLDER.values()},
             "hidden_size": width, "num_attention_heads": heads, "num_key_value_heads": heads,
-            "num_hidden_layers": whole(given, "num_hidden_layers", high=10_000),
-            "intermediate_size": whole(given, "intermediate_size", 4 * width, high=WIDEST),
-            "max_position_embeddings": whole(given, "max_position_embeddings", places, high=WIDEST),
+            "num_hidden_layers": whole(config, called["num_hidden_layers"], high=10_000),
+            "intermediate_size": whole(config, called["intermediate_size"], 4 * width, high=WIDEST),
+            "max_position_embeddings": whole(config, called["max_position_embeddings"], places, high=WIDEST),
             "vocab_size": whole(config, "vocab_size", next(iter(shapes.get("token_embd.weight", ())), None),
                                 high=WIDEST),
-            "layer_norm_eps": real(given, "layer_norm_eps", 1e-5),
-            "hidden_act": one_of(given, "hidden_act", GELUS, "gelu_new"),
+            "layer_norm_eps": real(config, called["layer_norm_eps"], 1e-5),
+            "hidden_act": one_of(config, called["hidden_act"], GELUS, "gelu_new"),
             "scale_attn_weights": flag(config, "scale_attn_weights", True),
             "scale_attn_by_inverse_layer_idx": flag(config, "scale_attn_by_inverse_layer_idx"),
             "tie_word_embeddings": flag(config, "tie_word_embeddings", "output.weight" not in shapes),

@@ -57,7 +57,7 @@ class GptNeoX(Architecture):
         scaling = {**section(config, "rope_parameters"), **section(config, "rope_scaling")}
         kind = one_of({"rope_scaling": scaling.get("rope_type") or scaling.get("type")}, "rope_scaling",
                       ("default", "linear"), "default")
-        share = real(scaling, "partial_rotary_factor", real(config, "rotary_pct", 0.25), high=1.0)
+        share = real(scaling, "partial_rotary_factor", real(config, "rotary_pct", 0.25, high=1.0), high=1.0)
         factor = real(config, "rope_factor", real(scaling, "factor", 1.0) if kind == "linear" else 1.0)
         theta = real(config, "rope_theta", real(config, "rotary_emb_base", real(scaling, "rope_theta", 10000.0)))
         return {

@@ -108,7 +108,7 @@ class Llama(Architecture):
     called: tuple[str, str] = ("llama", "LlamaForCausalLM")
     """Its `model_type` and its class in transformers."""
     activations: Mapping[str, Callable[[Trace, Value], Value]] = {"silu": Trace.silu}
-    scalings: tuple[str, ...] = ("linear", "llama3")
+    scalings: tuple[str, ...] = ("linear", "llama3", "yarn")
     """Kinds of rope scaling that such models come with."""
     pairing = "adjacent"
     namings = {"huggingface": HUGGINGFACE, "meta": META}
@@ -165,7 +165,7 @@ class Llama(Architecture):
             normal["rope_factor"] = real(config, "rope_factor", real(scaling, "factor", 1.0))
             normal["rope_scaling"] = {"rope_type": "linear", "factor": normal["rope_factor"]}
         if kind == "yarn":
-            normal.update(yarn_scaling(config, scaling))
+            normal.update(yarn_scaling(config, scaling, normal["rope_theta"]))
         if kind == "llama3":
             real(scaling, "high_freq_factor", low=real(scaling, "low_freq_factor"))
             normal["rope_scaling"] = {"rope_type": "llama3", **{key: real(scaling, key) for key in (

@@ -30,7 +30,6 @@ class Mistral(Llama):
     name = "mistral"
     filed_as = "llama"
     called = ("mistral", "MistralForCausalLM")
-    scalings = ("linear", "yarn")
     usual_window = 4096
     """What transformers takes where a config says nothing."""
     pre_tokenizers = {"tekken": PreTokenizer((TEKKEN,), ignore_merges=True)}

@@ -28,11 +28,13 @@ def refuse_partial(config: Config, scaling: Config) -> None:
                                 "here; known: 1.0")
 
 
-def yarn_scaling(config: Config, scaling: Config) -> dict[str, Any]:
+def yarn_scaling(config: Config, scaling: Config, base: float) -> dict[str, Any]:
     """The values of a config's YaRN: the section, and the numbers of it that canonical files know."""
     for key, usual in NOT_YARNS.items():
         if scaling.get(key) not in (None, usual):
             raise BestiaryError(f"rope_scaling: {key} = {short(scaling[key])} is not implemented; known: {usual}")
+    if base <= 1:
+        raise BestiaryError(f"rope_theta = {base:g} with rope_scaling 'yarn'; it must be above 1")
     factor = real(config, "rope_factor", real(scaling, "factor", 1.0))
     context = whole(config, "rope_original_context", whole(scaling, "original_max_position_embeddings",
                                                            whole(config, "max_position_embeddings", 2048)))
@@ -44,8 +46,6 @@ def yarn(count: int, base: float, scaling: Config) -> dict[str, Any]:
     """Keywords of `rope`: frequencies that turn often within the old context are kept, slow ones divided by the factor,
     those between mixed; queries and keys each grow by 0.1 ln(factor) + 1."""
     factor, context = scaling["factor"], scaling["original_max_position_embeddings"]
-    if base <= 1:
-        raise BestiaryError(f"rope_theta = {base:g} with rope_scaling 'yarn'; it must be above 1")
 
     def pair_of(turns: float) -> float:
         """The pair that turns so often within the old context."""
