@@ -61,15 +61,15 @@ def _again(architecture: Architecture, checkpoint: Checkpoint) -> Checkpoint:
 
 
 def rename(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Tensor]:
-    """The tensors under their canonical names."""
-    if checkpoint.naming == CANONICAL:
-        return dict(checkpoint.tensors)
-    if checkpoint.naming not in architecture.namings:
+    """The tensors under their canonical names. Rules for canonical checkpoints are for what older ones call otherwise:
+    what they do not match keeps its name."""
+    canonical = checkpoint.naming == CANONICAL
+    if checkpoint.naming not in architecture.namings and not canonical:
         raise BestiaryError(f"{architecture.name} does not know the tensor names of {checkpoint.naming!r} checkpoints; "
                             f"known: {', '.join(architecture.namings)}")
     renamed: dict[str, Tensor] = {}
     left = dict(checkpoint.tensors)
-    for rule in architecture.namings[checkpoint.naming]:
+    for rule in architecture.namings.get(checkpoint.naming, ()):
         for sources, targets in matches(rule, left):
             transform = rule.transform(checkpoint.config) if rule.transform else None
             given = [left.pop(name) for name in sources]
@@ -78,6 +78,8 @@ def rename(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Tens
             except BestiaryError as error:
                 raise BestiaryError(f"{checkpoint.path}: {listed(sources)}: {error}") from None
             renamed.update(zip(targets, results, strict=True))
+    if canonical:
+        return {**renamed, **left}
     unknown = [name for name in left if not ignorable(architecture, name)]
     if unknown:
         raise BestiaryError(f"{checkpoint.path}: {architecture.name} does not know {listed(unknown)}; "

@@ -163,6 +163,23 @@ def test_no_number_of_a_config_takes_memory_or_time_before_the_tensors_are_compa
     assert time.monotonic() - started < 20
 
 
+def test_a_file_with_its_experts_apart_opens_too(host: Host, tmp_path: Path) -> None:
+    """As llama.cpp wrote Mixtral before April 2024."""
+    save_random(host.architectures["mixtral"].example_config(), host, tmp_path / "x.gguf")
+    stacked = host.open(tmp_path / "x.gguf")
+    apart: dict[str, Tensor] = {}
+    for name, tensor in stacked.tensors.items():
+        if "_exps" in name:
+            apart |= {name.replace("_exps", f".{i}"): ArrayTensor(tensor.array()[i]) for i in range(4)}
+        else:
+            apart[name] = tensor
+    made, _ = to_canonical(stacked.having(tensors=apart), host.architectures["mixtral"])
+    wanted, _ = to_canonical(stacked, host.architectures["mixtral"])
+    assert set(made.tensors) == set(wanted.tensors)
+    for name, tensor in wanted.tensors.items():
+        np.testing.assert_array_equal(made.tensors[name].array(), tensor.array())
+
+
 def factors_of(graph: Graph) -> set[str]:
     return {node.weights["factors"] for node in graph.nodes if node.op == "rope"}
 

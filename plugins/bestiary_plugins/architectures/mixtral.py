@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from bestiary.checkpoint import CANONICAL
 from bestiary.config import real, section, whole
 from bestiary.errors import BestiaryError
 from bestiary.graph import Trace, Value
@@ -41,7 +42,9 @@ class Mixtral(Mistral):
         *(Rule(f"{MOE}.experts.{{}}.{theirs}.weight", f"blk.{{}}.ffn_{ours}_exps.weight",
                lambda config: Stack(experts(config))) for theirs, ours in (
             ("w1", "gate"), ("w2", "down"), ("w3", "up"))),
-    )}
+    ), CANONICAL: tuple(  # as llama.cpp wrote it before April 2024
+        Rule(f"blk.{{}}.ffn_{part}.{{}}.weight", f"blk.{{}}.ffn_{part}_exps.weight",
+             lambda config: Stack(experts(config))) for part in ("gate", "down", "up"))}
     keys = (*Llama.keys, Key("num_local_experts", "{arch}.expert_count", "u32"),
             Key("num_experts_per_tok", "{arch}.expert_used_count", "u32"))
 
