@@ -15,15 +15,16 @@ from bestiary.graph import Graph
 from bestiary.tensor import Tensor
 
 
-def to_canonical(checkpoint: Checkpoint, architecture: Architecture) -> tuple[Checkpoint, Graph]:
+def to_canonical(checkpoint: Checkpoint, architecture: Architecture,
+                 context: int | None = None) -> tuple[Checkpoint, Graph]:
     """The checkpoint in canonical names and row orders with a normalised config, and its graph. It holds exactly the
-    tensors that the graph uses. Raises BestiaryError for tensors missing, unknown, or of another shape than the graph
-    declares."""
+    tensors that the graph declares. context: tokens a sequence may hold; by default what the model was made for.
+    Raises BestiaryError for tensors missing, unknown, or of another shape than the graph declares."""
     tensors = rename(checkpoint, architecture)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     config = architecture.normalise(checkpoint.config, shapes)
     check_layers(checkpoint, config, len(tensors))
-    graph = architecture.graph(config, config["max_position_embeddings"])
+    graph = architecture.graph(config, context or config["max_position_embeddings"])
     check_shapes(checkpoint, graph, tensors)
     tensors = {**architecture.derived(config), **tensors}  # only now: its sizes are the config's
     missing = [name for name in graph.weights if name not in tensors]
@@ -61,15 +62,15 @@ def _again(architecture: Architecture, checkpoint: Checkpoint) -> Checkpoint:
 
 
 def rename(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Tensor]:
-    """The tensors under their canonical names."""
-    if checkpoint.naming == CANONICAL:
-        return dict(checkpoint.tensors)
-    if checkpoint.naming not in architecture.namings:
+    """The tensors under their canonical names. Rules for canonical checkpoints are for what older ones call otherwise:
+    what they do not match keeps its name."""
+    canonical = checkpoint.naming == CANONICAL
+    if checkpoint.naming not in architecture.namings and not canonical:
         raise BestiaryError(f"{architecture.name} does not know the tensor names of {checkpoint.naming!r} checkpoints; "
                             f"known: {', '.join(architecture.namings)}")
     renamed: dict[str, Tensor] = {}
     left = dict(checkpoint.tensors)
-    for rule in architecture.namings[checkpoint.naming]:
+    for rule in architecture.namings.get(checkpoint.naming, ()):
         for sources, targets in matches(rule, left):
             transform = rule.transform(checkpoint.config) if rule.transform else None
             given = [left.pop(name) for name in sources]
@@ -78,6 +79,8 @@ def rename(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Tens
             except BestiaryError as error:
                 raise BestiaryError(f"{checkpoint.path}: {listed(sources)}: {error}") from None
             renamed.update(zip(targets, results, strict=True))
+    if canonical:
+        return {**renamed, **left}
     unknown = [name for name in left if not ignorable(architecture, name)]
     if unknown:
         raise BestiaryError(f"{checkpoint.path}: {architecture.name} does not know {listed(unknown)}; "

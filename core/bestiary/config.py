@@ -33,7 +33,8 @@ def real(config: Config, key: str, default: float | None = None, low: float = 0.
     if value is None:
         raise BestiaryError(f"the config has no {key}")
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high:
-        raise BestiaryError(f"{key} = {short(value)} in the config; it must be a number above {low:g}")
+        most = f" and at most {high:g}" if isinstance(value, (int, float)) and value > high else ""
+        raise BestiaryError(f"{key} = {short(value)} in the config; it must be a number above {low:g}{most}")
     return float(value)
 
 

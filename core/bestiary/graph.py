@@ -140,6 +140,10 @@ class Trace:
             raise BestiaryError(f"a norm over groups of {size} in {x.width} columns")
         return size
 
+    def keep(self, weight: str, *shape: int) -> None:
+        """Declares a weight that only the graph of another context uses."""
+        self._weight(weight, *shape)
+
     def embed(self, weight: str, rows: int, width: int, index: str = "token") -> Value:
         """Row `index` of the weight (rows, width) for each token. index: "token" (its id) or "position"."""
         return self._node("embed", (), width, {"weight": self._weight(weight, rows, width)},
@@ -165,17 +169,22 @@ class Trace:
             eps=eps, group=size)
 
     def rope(self, x: Value, head_dim: int, base: float, *, start: int = 0, count: int | None = None,
-             pairing: str = "adjacent", factors: str | None = None, scaling: float = 1.0, magnitude: float = 1.0,
-             stream: int = 0) -> Value:
+             pairing: str = "adjacent", factors: str | Sequence[float] | None = None, scaling: float = 1.0,
+             magnitude: float = 1.0, stream: int = 0) -> Value:
         """Rotates `count` columns from `start` of every head by the token's position in a position stream.
 
         Pair j turns by position * scaling * base ** (-2j / count) / factors[j]; its columns are (2j, 2j + 1) for
-        pairing "adjacent", (j, j + count / 2) for "halves". The result is multiplied by `magnitude`.
+        pairing "adjacent", (j, j + count / 2) for "halves". factors: a weight (count / 2,), or the numbers themselves.
+        The result is multiplied by `magnitude`.
         """
         count = head_dim - start if count is None else count
         if x.width % head_dim or count % 2 or count < 2 or start + count > head_dim:
             raise BestiaryError(f"rope over columns {start}..{start + count} of heads of {head_dim} in {x.width}")
-        return self._node("rope", (x,), x.width, {"factors": factors and self._weight(factors, count // 2)},
+        numbers = () if factors is None or isinstance(factors, str) else tuple(map(float, factors))
+        if len(numbers) not in (0, count // 2) or not all(numbers):
+            raise BestiaryError(f"{len(numbers)} factors for {count // 2} pairs; none of them may be 0")
+        weight = self._weight(factors, count // 2) if isinstance(factors, str) else None
+        return self._node("rope", (x,), x.width, {"factors": weight}, numbers=numbers,
                           head_dim=head_dim, base=base, start=start, count=count, scaling=scaling, stream=stream,
                           pairing=self._word("pairing", pairing, ("adjacent", "halves")), magnitude=magnitude)
 

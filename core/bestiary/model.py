@@ -284,15 +284,15 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     if config:
         checkpoint = checkpoint.having(config={**checkpoint.config, **config})
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
-    with host.calling(family, f"read {path}"):
-        checkpoint, graph = to_canonical(checkpoint, family)
-    if type is not None:
-        checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], requantize=True), host)
-    made_for = int(checkpoint.config["max_position_embeddings"])
     for name, count in (("context", context), ("threads", threads), ("threads_prefill", threads_prefill),
                         ("batch", batch), ("sequences", sequences)):
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= LARGEST):
             raise BestiaryError(f"{name} = {count!r}; it must be an integer from 1 to {LARGEST}")
+    with host.calling(family, f"read {path}"):
+        checkpoint, graph = to_canonical(checkpoint, family, context)
+    if type is not None:
+        checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], requantize=True), host)
+    made_for = int(checkpoint.config["max_position_embeddings"])
     if context is not None and context > made_for:
         log.warning("the model was made for a context of %d tokens; beyond them it may speak nonsense", made_for)
     context = context or made_for

@@ -104,8 +104,8 @@ def test_there_is_no_silent_default(host: Host, data: Path, tmp_path: Path) -> N
     tokenizer = load_tokenizer(data / "tokenizers" / "llama-tokenizer.model", host)
     nothing = TokenizerMaterial()
     for chosen in (None, "lama-2"):
-        with pytest.raises(BestiaryError, match=r"alpaca, chinese-alpaca, chinese-alpaca-2, llama-2, llama-3, phoenix, "
-                                                r"vicuna-v0, vicuna-v1\.1"):
+        with pytest.raises(BestiaryError, match=r"alpaca, .*chinese-alpaca, chinese-alpaca-2, .*llama-2, llama-3, "
+                                                r".*phoenix, vicuna-v0, vicuna-v1\.1"):
             template_of(nothing, tokenizer, host, None, chosen)
     (tmp_path / "mine.jinja").write_text("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}")
     found = template_of(nothing, tokenizer, host, None, str(tmp_path / "mine.jinja")).render(messages("Hi"))

@@ -149,6 +149,40 @@ def refusal(checkpoint: Checkpoint) -> str:
     return str(caught.value)
 
 
+class OldToy(Toy):
+    """Its first canonical files called a tensor otherwise, and a weight of it serves long contexts only."""
+
+    namings = {**Toy.namings, CANONICAL: (Rule("blk.{}.ffn_going_up.weight", "blk.{}.ffn_up.weight"),)}
+
+    def graph(self, config: Mapping[str, Any], context: int) -> Graph:
+        g = Trace()
+        x = g.linear(g.embed("token_embd.weight", 10, 4), "blk.0.ffn_up.weight", 3)
+        g.keep("long.weight", 3)
+        if context > 32:
+            x = g.rms_norm(x, "long.weight", 1e-5)
+        return g.finish(x, hidden=x)
+
+
+def old(**more: tuple[int, ...]) -> Checkpoint:
+    shapes = {"token_embd.weight": (10, 4), "long.weight": (3,), "blk.0.ffn_going_up.weight": (3, 4), **more}
+    tensors: dict[str, Tensor] = {name: ArrayTensor(np.zeros(shape, np.float32)) for name, shape in shapes.items()}
+    return Checkpoint(Path("old.bin"), {"layers": 1, "experts": 1}, tensors, CANONICAL)
+
+
+def test_names_of_older_canonical_files_have_rules_too() -> None:
+    assert set(to_canonical(old(), OldToy())[0].tensors) == {"token_embd.weight", "blk.0.ffn_up.weight", "long.weight"}
+    with pytest.raises(BestiaryError, match="no use for tensor blk.0.more"):
+        to_canonical(old(**{"blk.0.more": (1,)}), OldToy())
+
+
+def test_the_graph_follows_the_context_and_keeps_what_another_context_needs() -> None:
+    short, graph = to_canonical(old(), OldToy())
+    long, longer = to_canonical(old(), OldToy(), 33)
+    assert [node.op for node in graph.nodes] == ["embed", "linear"]
+    assert [node.op for node in longer.nodes] == ["embed", "linear", "rms_norm"]
+    assert set(short.tensors) == set(long.tensors) == set(graph.weights) == set(longer.weights)
+
+
 def test_tensors_that_are_missing_are_named() -> None:
     assert "tensor blk.1.attn_output.weight missing" in refusal(wild(2, ("layer.1.out",)))
     assert "tensors token_embd.weight, blk.0.attn_q.weight, blk.0.attn_k.weight and 1 more missing" in refusal(

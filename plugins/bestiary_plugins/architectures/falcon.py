@@ -16,6 +16,7 @@ from bestiary.errors import BestiaryError
 from bestiary.plugin import Architecture, Graph, PreTokenizer, Rule, Trace, TurnTemplate
 from bestiary.transform import Transform, check_rows, permuted
 from bestiary_plugins.architectures.alibi import slopes
+from bestiary_plugins.architectures.pre_tokenizers import DIGITS, GPT2, PUNCTUATION
 
 if TYPE_CHECKING:
     from bestiary.checkpoint import TokenizerMaterial
@@ -86,10 +87,6 @@ HUGGINGFACE = (
     *(Rule(f"transformer.ln_f.{part}", f"output_norm.{part}") for part in ("weight", "bias")),
     Rule("lm_head.weight", "output.weight"),
 )
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-SPLITS = (r"[\p{P}\$\+<=>\^~\|`]+", GPT2,
-          "[0-9]+",  # what tokenizer.json calls Digits, once the text is spelled as bytes: others are letters then
-          "[0-9][0-9][0-9]")
 
 
 class Falcon(Architecture):
@@ -98,7 +95,7 @@ class Falcon(Architecture):
     name = "falcon"
     namings = {"huggingface": HUGGINGFACE}
     ignorable = (r"output\.weight", r".*rotary\.inv_freq")  # the output matrix where it is the embedding
-    pre_tokenizers = {"falcon": PreTokenizer(SPLITS)}
+    pre_tokenizers = {"falcon": PreTokenizer((PUNCTUATION, GPT2, DIGITS, "[0-9][0-9][0-9]"))}
     templates = {"falcon-instruct": TurnTemplate(
         "falcon-instruct", "{system}", "User: ", "\n\n", "Assistant:", "\n\n", " ", stop=("\nUser",))}
 
