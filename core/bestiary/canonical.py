@@ -1,10 +1,10 @@
-"""Any naming to the canonical one: the rules of an architecture applied to a checkpoint's tensors, and checked."""
+"""Any naming to the canonical one, and back: an architecture's rules applied to a checkpoint's tensors, and checked."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -61,6 +61,29 @@ def _again(architecture: Architecture, checkpoint: Checkpoint) -> Checkpoint:
     return to_canonical(checkpoint, architecture)[0]
 
 
+def from_canonical(checkpoint: Checkpoint, architecture: Architecture, naming: str) -> Checkpoint:
+    """The canonical checkpoint under another naming's names and in its row orders, lazily: the way back. What follows
+    from the config is left out. Raises BestiaryError for tensors that have no name there."""
+    if naming not in architecture.namings:
+        raise BestiaryError(f"{architecture.name} does not know the tensor names of {naming!r} checkpoints; "
+                            f"known: {', '.join(architecture.namings)}")
+    derived = architecture.derived(checkpoint.config)
+    given = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in derived}
+    try:
+        tensors, left, _ = spelled(architecture.namings[naming], checkpoint.config, given)
+    except BestiaryError as error:
+        raise BestiaryError(f"{checkpoint.path}: {error}") from None
+    if left:
+        raise BestiaryError(f"{checkpoint.path}: {naming!r} checkpoints of {architecture.name} have no name for "
+                            f"{listed(left)}")
+    back = partial(_back, architecture, naming)
+    return checkpoint.having(naming=naming, tensors=tensors, source=(back, (checkpoint,)))
+
+
+def _back(architecture: Architecture, naming: str, checkpoint: Checkpoint) -> Checkpoint:
+    return from_canonical(checkpoint, architecture, naming)
+
+
 def rename(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Tensor]:
     """The tensors under their canonical names. Rules for canonical checkpoints are for what older ones call otherwise:
     what they do not match keeps its name."""
@@ -110,6 +133,43 @@ def matches(rule: Rule, names: Iterable[str]) -> list[tuple[list[str], list[str]
                 raise BestiaryError(f"tensor {name} is there, but not all before it")
     return [([name for _, _, name in found], [target.format(*indices) for target in targets])
             for indices, found in sorted(complete.items())]
+
+
+def spelled(rules: Iterable[Rule], config: Mapping[str, Any], tensors: Mapping[str, Tensor],
+            ) -> tuple[dict[str, Tensor], list[str], list[Rule]]:
+    """The canonical tensors under the names and in the row orders that the rules come from; the names that no rule
+    gives; the rules that were used. Of several rules for one tensor the first counts. Raises BestiaryError where a
+    transform's inverse or two of the rules do not fit together."""
+    left, made, used = dict(tensors), dict[str, Tensor](), list[Rule]()
+    for rule in rules:
+        for targets, indices in applications(rule, left):
+            given = [left.pop(name) for name in targets]
+            transform = rule.transform(config) if rule.transform else None
+            results = transform.inverse.apply(given) if transform else given
+            names = sources(rule, indices, len(results))
+            if len(names) != len(results):
+                raise BestiaryError(f"the inverse of the rule of {', '.join(targets)} gives {len(results)} tensors; "
+                                    f"its sources are {', '.join(names)}")
+            if twice := [name for name in names if name in made]:
+                raise BestiaryError(f"two rules give {twice[0]} for different canonical tensors")
+            made.update(zip(names, results, strict=True))
+            used.append(rule)
+    return made, list(left), used
+
+
+def applications(rule: Rule, names: Iterable[str]) -> Iterator[tuple[list[str], list[int]]]:
+    """The canonical tensors that each use of the rule makes, and its indices."""
+    first = rule.targets if isinstance(rule.targets, str) else rule.targets[0]
+    for targets, (found,) in matches(Rule(rule.targets, " ".join(["{}"] * first.count("{}"))), names):
+        yield targets, [int(index) for index in found.split()]
+
+
+def sources(rule: Rule, indices: Sequence[int], count: int) -> list[str]:
+    """The names of the `count` tensors that one use of the rule takes."""
+    patterns = [rule.sources] if isinstance(rule.sources, str) else list(rule.sources)
+    if patterns[0].count("{}") <= len(indices):
+        return [pattern.format(*indices) for pattern in patterns]
+    return [pattern.format(*indices, member) for pattern in patterns for member in range(count // len(patterns))]
 
 
 def ignorable(architecture: Architecture, name: str) -> bool:

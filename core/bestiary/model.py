@@ -216,11 +216,12 @@ class TextStream(Iterator[str]):
     def _text(self) -> Generator[str, None, None]:
         tokenizer = self._model.tokenizer
         prompt = self.generation.request.ids
-        stream = Stream(tokenizer, start=all(tokenizer.special(i) for i in prompt))
+        known = tokenizer.size  # many embeddings have more rows, and a token of those stands for no text
+        stream = Stream(tokenizer, start=all(i >= known or tokenizer.special(i) for i in prompt))
         held = ""  # text that may turn out to be the beginning of a stop string
         try:
             for token in self._model.engine.run(self.generation):
-                held += stream.push(token)
+                held += stream.push(token) if token < known else ""
                 text, held, found = release(held, self._stop)
                 if found:
                     self._model.engine.cancel(self.generation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from bestiary.host import Host
 from bestiary.tokenizer_builder import build_tokenizer
 from bestiary_plugins.loaders.vocabulary_arrays import arrays_of
 
-NAMES = ("llama-bpe", "qwen2", "gpt-2", "tekken")
+NAMES = ("llama-bpe", "qwen2", "gpt-2", "tekken", "bloom")
 """Of the rules whose vocabularies the test data does not have."""
 
 
@@ -44,6 +45,18 @@ def test_arrays_with_the_name_give_the_ids_of_the_library(name: str, texts: list
         wanted = original.encode(text).ids
         assert bare.encode(text) == wanted == full.encode(text), repr(text)
         assert bare.decode(wanted) == original.decode(wanted), repr(text)
+
+
+def test_blooms_expression_means_what_other_programs_write_for_it(texts: list[str], host: Host) -> None:
+    """Its inner brackets are a class in a class, to Oniguruma; elsewhere the same text would mean something else."""
+    elsewhere = re.compile(r" ?[^(\s|.,!?…。，、।۔،)]+")
+    ours = pre_tokenizers.Split(Regex(host.pre_tokenizers["bloom"].patterns[0]), "isolated")
+    for text in texts:
+        wanted, at = [], 0
+        for match in elsewhere.finditer(text):
+            wanted += [text[at:match.start()], match[0]]
+            at = match.end()
+        assert [piece for piece, _ in ours.pre_tokenize_str(text)] == [piece for piece in (*wanted, text[at:]) if piece]
 
 
 def test_a_normalizer_of_the_file_is_applied(texts: list[str], host: Host) -> None:

@@ -48,7 +48,7 @@ def rules(prefix: str, names: Mapping[str, str]) -> tuple[Rule, ...]:
     return tuple(Rule(f"{prefix}.{{}}.{theirs}.weight", f"blk.{{}}.{ours}.weight") for theirs, ours in names.items())
 
 
-HUGGINGFACE = (
+PUBLISHED = (
     Rule("transformer.embedding.word_embeddings.weight", "token_embd.weight"),
     Rule("transformer.encoder.layers.{}.self_attention.query_key_value.bias", "blk.{}.attn_qkv.bias"),
     *rules("transformer.encoder.layers", {
@@ -58,7 +58,8 @@ HUGGINGFACE = (
     Rule("transformer.encoder.final_layernorm.weight", "output_norm.weight"),
     Rule("transformer.output_layer.weight", "output.weight"),
     *p_tuning.RULES,
-    # as transformers has it
+)
+TRANSFORMERS = (
     Rule("model.embed_tokens.weight", "token_embd.weight"),
     *(Rule(tuple(f"model.layers.{{}}.self_attn.{part}_proj.{kind}" for part in "qkv"), f"blk.{{}}.attn_qkv.{kind}",
            joined) for kind in ("weight", "bias")),
@@ -84,10 +85,10 @@ class ChatGlm(Architecture):
     """ChatGLM2 and 3, GLM-4-9B."""
 
     name = "chatglm"
-    namings = {"huggingface": HUGGINGFACE}
+    namings = {"huggingface": (*PUBLISHED, *TRANSFORMERS)}
     ignorable = (r".*rotary_pos_emb\.inv_freq", r".*rotary_emb\.inv_freq")
     rank_lists = (RankList(RANKS, "chatglm-bpe", SPECIAL_OF_RANKS, "[gMASK]", "<|endoftext|>", (ROLES[1], ROLES[3])),)
-    pre_tokenizers = {"chatglm-bpe": PreTokenizer((LLAMA3,))}
+    pre_tokenizers = {"chatglm-bpe": PreTokenizer((LLAMA3,)), "glm4": PreTokenizer((LLAMA3,), ignore_merges=True)}
     templates = {
         "chatglm2-6b": Rounds("chatglm2-6b", 1, "[Round {}]\n\n问：", "\n\n答：", "\n\n"),
         "chatglm3-6b": Roles("chatglm3-6b", MARKS, ROLES[2], (ROLES[1], ROLES[3])),
@@ -165,7 +166,7 @@ class ChatGlm(Architecture):
             return material
         own = settings(material.files, "tokenizer_config.json")
         added = {str(PIECES + i): {"content": name, "special": True} for i, name in enumerate(SPECIAL)}
-        return replace(material, files={**material.files, "tokenizer_config.json": json.dumps(
+        return replace(material, add_bos=False, files={**material.files, "tokenizer_config.json": json.dumps(
             {**own, "added_tokens_decoder": added}).encode()})
 
     def wrap(self, tokenizer: Tokenizer, config: Config) -> Tokenizer:

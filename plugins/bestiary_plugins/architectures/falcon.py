@@ -76,12 +76,13 @@ def by_part(config: Config) -> ByPart:
 
 
 NAMES = (("self_attention.dense", "attn_output"), ("mlp.dense_h_to_4h", "ffn_up"), ("mlp.dense_4h_to_h", "ffn_down"),
-         ("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm"),
-         ("ln_mlp", "attn_norm"), ("ln_attn", "attn_norm_2"))
+         ("input_layernorm", "attn_norm"), ("ln_attn", "attn_norm_2"), ("post_attention_layernorm", "ffn_norm"))
 HUGGINGFACE = (
     Rule("transformer.word_embeddings.weight", "token_embd.weight"),
     *(Rule(f"transformer.h.{{}}.self_attention.query_key_value.{part}", f"blk.{{}}.attn_qkv.{part}", by_part)
       for part in ("weight", "bias")),
+    *(Rule((f"transformer.h.{{}}.ln_mlp.{part}", f"transformer.h.{{}}.ln_attn.{part}"),
+           (f"blk.{{}}.attn_norm.{part}", f"blk.{{}}.attn_norm_2.{part}")) for part in ("weight", "bias")),
     *(Rule(f"transformer.h.{{}}.{theirs}.{part}", f"blk.{{}}.{ours}.{part}")
       for part in ("weight", "bias") for theirs, ours in NAMES),
     *(Rule(f"transformer.ln_f.{part}", f"output_norm.{part}") for part in ("weight", "bias")),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bestiary.plugin import Rule, Trace
-from bestiary_plugins.architectures.chatglm import HUGGINGFACE, ChatGlm
+from bestiary_plugins.architectures.chatglm import TRANSFORMERS, ChatGlm
 
 if TYPE_CHECKING:
     from bestiary.checkpoint import TokenizerMaterial
@@ -22,7 +22,7 @@ class Glm4(ChatGlm):
 
     name = "glm4"
     namings = {"huggingface": (
-        *HUGGINGFACE,
+        *TRANSFORMERS,
         Rule("model.layers.{}.post_self_attn_layernorm.weight", "blk.{}.post_attention_norm.weight"),
         Rule("model.layers.{}.post_mlp_layernorm.weight", "blk.{}.post_ffw_norm.weight"),
     )}
