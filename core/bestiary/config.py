@@ -58,6 +58,12 @@ def one_of(config: Config, key: str, known: Collection[str], default: str) -> st
     return value
 
 
+def words(config: Config, key: str) -> tuple[str, ...]:
+    """The texts of a list; of what is none, none."""
+    value = config.get(key)
+    return tuple(entry for entry in value if isinstance(entry, str)) if isinstance(value, (list, tuple)) else ()
+
+
 def section(config: Config, key: str) -> Config:
     """A nested object; empty where it is missing or null."""
     value = config.get(key)

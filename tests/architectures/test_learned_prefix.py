@@ -35,7 +35,7 @@ def model(host: Host, name: str, projected: bool) -> tuple[Checkpoint, Graph, Ar
     normal = family.normalise(config, {})
     heads, layers = normal["num_key_value_heads"], normal["num_hidden_layers"]
     width = 2 * layers * heads * normal["head_dim"]
-    shapes = {"prefix_embd.weight": (P, 20 if projected else width)}
+    shapes: dict[str, tuple[int, ...]] = {"prefix_embd.weight": (P, 20 if projected else width)}
     if projected:
         shapes |= {"prefix_in.weight": (24, 20), "prefix_in.bias": (24,), "prefix_out.weight": (width, 24),
                    "prefix_out.bias": (width,)}

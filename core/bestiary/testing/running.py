@@ -11,6 +11,7 @@ import numpy as np
 from bestiary.architecture import PromptLayout
 from bestiary.errors import BestiaryError
 from bestiary.host import Host
+from bestiary.past import compiled
 from bestiary.testing.contract import Broken, Contract, expect
 from bestiary.testing.tiny import LIMITS, Ids, Model, Piece, Runs, difference, random_ids, running_backends
 
@@ -42,7 +43,7 @@ class RunningContract(Contract):
         return [self.ids(config, count, seed) for seed, count in enumerate((most, max(most // 2, 1), max(most - 3, 1)))]
 
     def runs(self, host: Host, backend: str, model: Model, threads: int = 1) -> Runs:
-        plan = host.backends[backend].compile(model.graph, model.tensors, replace(LIMITS, threads=threads))
+        plan = compiled(host.backends[backend], model.graph, model.tensors, replace(LIMITS, threads=threads))
         return Runs(plan, model.layout)
 
     def test_a_layout_has_a_place_for_every_token(self, architecture: Architecture) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bestiary.config import flag, one_of, real, whole
+from bestiary.config import flag, one_of, real, whole, words
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph, Trace, Value
 from bestiary.plugin import Architecture, PreTokenizer, Rule
@@ -49,7 +49,7 @@ class Gpt2(Architecture):
     pre_tokenizers = dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais"), PreTokenizer((GPT2,)))
 
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:
-        named = config.get("model_type") == "gpt2" or "GPT2LMHeadModel" in (config.get("architectures") or ())
+        named = config.get("model_type") == "gpt2" or "GPT2LMHeadModel" in words(config, "architectures")
         return 50 if named else 0
 
     def normalise(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

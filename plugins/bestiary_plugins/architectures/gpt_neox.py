@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bestiary.config import flag, one_of, real, section, whole
+from bestiary.config import flag, one_of, real, section, whole, words
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph, Trace, Value
 from bestiary.plugin import Architecture, Key, Rule
@@ -48,7 +48,7 @@ class GptNeoX(Architecture):
 
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:
         named = config.get("model_type") in ("gpt_neox", "gptneox")
-        return 50 if named or "GPTNeoXForCausalLM" in (config.get("architectures") or ()) else 0
+        return 50 if named or "GPTNeoXForCausalLM" in words(config, "architectures") else 0
 
     def normalise(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         width, heads = whole(config, "hidden_size", high=WIDEST), whole(config, "num_attention_heads", high=MOST_HEADS)

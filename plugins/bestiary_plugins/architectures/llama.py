@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from bestiary.config import flag, one_of, real, section, whole
+from bestiary.config import flag, one_of, real, section, whole, words
 from bestiary.errors import BestiaryError
 from bestiary.graph import Value
 from bestiary.plugin import Architecture, Graph, Key, PreTokenizer, RankList, Rule, Trace
@@ -131,9 +131,8 @@ class Llama(Architecture):
     )
 
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:
-        (model_type, model_class), classes = self.called, config.get("architectures")
-        named = isinstance(classes, (list, tuple, str)) and model_class in classes
-        return 50 if named or config.get("model_type") == model_type else 0
+        model_type, model_class = self.called
+        return 50 if config.get("model_type") == model_type or model_class in words(config, "architectures") else 0
 
     def normalise(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         scaling = {**section(config, "rope_parameters"), **section(config, "rope_scaling")}

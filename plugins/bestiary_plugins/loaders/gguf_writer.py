@@ -101,7 +101,9 @@ def metadata_of(checkpoint: Checkpoint, host: Host) -> Keys:
         **to_keys(config, table, family.file_name),
     }
     rows = tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else None
-    keys |= write_material(checkpoint.tokenizer, config, rows, {**host.pre_tokenizers, **family.pre_tokenizers},
+    own = family.pre_tokenizers
+    keys |= write_material(checkpoint.tokenizer, config, rows,
+                           {**own, **host.pre_tokenizers, **own},  # of names of one rule the family's own comes first
                            (*family.rank_lists, *host.rank_lists.values()))
     keys[CONFIG_KEY] = ("str", json.dumps(config, ensure_ascii=False, default=float))
     foreign = {name: tensor for name, tensor in tensors.items() if code_of(tensor.encoding) is None}
