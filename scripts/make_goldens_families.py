@@ -36,6 +36,12 @@ BASE: dict[str, Any] = {
 NEOX = {key: value for key, value in BASE.items() if key != "num_key_value_heads"}
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 LONG = {"type": "longrope", "short_factor": [1 + j / 16 for j in range(8)], "long_factor": [1.5 + j for j in range(8)]}
+BLOOM = {"model_type": "bloom", "hidden_size": 96, "n_layer": 2, "vocab_size": 199, "seq_length": 512}
+FALCON = {"model_type": "falcon", "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6,
+          "vocab_size": 199, "max_position_embeddings": 512}
+CHATGLM = {"model_type": "chatglm", "hidden_size": 96, "num_layers": 2, "num_attention_heads": 6,
+           "multi_query_group_num": 2, "multi_query_attention": True, "kv_channels": 16, "ffn_hidden_size": 160,
+           "padded_vocab_size": 199, "vocab_size": 199, "seq_length": 512}
 MODELS: Mapping[str, dict[str, Any]] = {
     "llama": {**BASE, "model_type": "llama"},
     "mistral": {**BASE, "model_type": "mistral", "sliding_window": None, "rope_scaling": YARN},
@@ -53,6 +59,17 @@ MODELS: Mapping[str, dict[str, Any]] = {
     "gpt-neox": {**NEOX, "model_type": "gpt_neox", "rotary_pct": 0.25},
     "gpt-neox, one after the other": {**NEOX, "model_type": "gpt_neox", "rotary_pct": 0.5,
                                       "use_parallel_residual": False},
+    "bloom of 8 heads": {**BLOOM, "num_attention_heads": 8},
+    "bloom of 6 heads": {**BLOOM, "num_attention_heads": 6},  # no power of two: the last two slopes lie between others
+    "falcon, 7b": {**FALCON, "multi_query": True},
+    "falcon, 40b": {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon, 11b": {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 3, "num_ln_in_parallel_attn": 1},
+    "chatglm2 and 3": CHATGLM,
+    "chatglm, longer": {**CHATGLM, "rope_ratio": 50.0},
+    "glm, 4-9b": {**BASE, "model_type": "glm", "attention_bias": True},
+    "glm, tied, no biases": {**BASE, "model_type": "glm", "attention_bias": False, "tie_word_embeddings": True},
+    "glm4": {**BASE, "model_type": "glm4", "head_dim": 24},
+    "glm4, biases": {**BASE, "model_type": "glm4", "attention_bias": True},
 }
 
 

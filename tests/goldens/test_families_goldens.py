@@ -36,4 +36,5 @@ def test_the_likeliest_ids_are_those_of_llama_cpp(golden: dict[str, Any], backen
 
 def test_every_family_that_llama_cpp_runs_is_there() -> None:
     assert {golden["config"]["model_type"] for golden in MODELS} >= {
-        "llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma2", "phi3", "gpt2", "gpt_neox"}
+        "llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma2", "phi3", "gpt2", "gpt_neox", "bloom", "falcon",
+        "chatglm", "glm", "glm4"}
