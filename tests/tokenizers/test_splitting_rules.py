@@ -49,7 +49,8 @@ def test_arrays_with_the_name_give_the_ids_of_the_library(name: str, texts: list
 
 def test_blooms_expression_means_what_other_programs_write_for_it(texts: list[str], host: Host) -> None:
     """Its inner brackets are a class in a class, to Oniguruma; elsewhere the same text would mean something else."""
-    elsewhere = re.compile(r" ?[^(\s|.,!?…。，、।۔،)]+")
+    space = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # in Python \s is more than Unicode's
+    elsewhere = re.compile(f" ?[^({space}|.,!?…。，、।۔،)]+")
     ours = pre_tokenizers.Split(Regex(host.pre_tokenizers["bloom"].patterns[0]), "isolated")
     for text in texts:
         wanted, at = [], 0
