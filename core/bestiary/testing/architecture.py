@@ -135,8 +135,8 @@ class ArchitectureContract(RunningContract):
             expect(pickled(graph, "the graph") == graph, "the graph comes out of its pickle as another")
             graphs = [architecture.graph(model.checkpoint.config, context) for context in CONTEXTS]
             for context, other in zip(CONTEXTS, graphs, strict=True):
-                expect(other.weights == graph.weights, f"the graph of context {context} declares other weights than that "
-                                                       f"of what the model was made for ({which}); see Trace.keep")
+                expect(other.weights == graph.weights, f"the graph of context {context} declares other weights than "
+                                                       f"that of the model's own ({which}); see Trace.keep")
             nodes = [node for other in (graph, *graphs) for node in (
                 *other.nodes, *(other.past.graph.nodes if other.past else ()))]
             used = {name for node in nodes for name in node.weights.values()}
