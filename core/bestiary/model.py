@@ -343,12 +343,27 @@ def make_tokenizer(material: TokenizerMaterial, family: Architecture | None, con
     rules, lists = {**rules, **family.pre_tokenizers}, [*family.rank_lists, *lists]
     with calling(whose(family, host), "complete the tokenizer"), printing_to_stderr():
         material = family.material(material, config)
-    tokenizer = build_tokenizer(with_vocabulary(material, lists), rules)
+    tokenizer = build_tokenizer(with_rule(with_vocabulary(material, lists), family), rules)
     with calling(whose(family, host), "wrap the tokenizer"), printing_to_stderr():
         wrapped: object = family.wrap(tokenizer, config)
     if not isinstance(wrapped, Tokenizer):
         raise BestiaryError(f"{whose(family, host)} wrapped the tokenizer and gave {shown(wrapped)}, not a Tokenizer")
     return wrapped
+
+
+def with_rule(material: TokenizerMaterial, family: Architecture) -> TokenizerMaterial:
+    """Files of 2023 do not name the rule that splits text: it is the family's where it has just one."""
+    vocabulary = material.vocabulary
+    files = material.files.keys() & {"tokenizer.model", "tokenizer.json"}
+    if vocabulary is None or vocabulary.algorithm != "bytes" or vocabulary.pre_tokenizer or files:
+        return material
+    if len(set(family.pre_tokenizers.values())) != 1:
+        raise BestiaryError("the file does not say how its tokenizer splits text, as many of 2023 and early 2024 do not, "
+                            f"and models of {family.name} differ in it; convert the model anew, or name its tokenizer "
+                            "with --tokenizer FILE")
+    name = next(iter(family.pre_tokenizers))
+    log.warning("the file does not say how its tokenizer splits text; models of %s do it as %s", family.name, name)
+    return replace(material, vocabulary=replace(vocabulary, pre_tokenizer=name))
 
 
 def load_tokenizer(path: str | os.PathLike[str], host: Host | None = None, loader: str | None = None) -> Tokenizer:

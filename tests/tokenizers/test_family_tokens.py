@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from safetensors.numpy import save_file
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from bestiary.canonical import from_canonical
+from bestiary.checkpoint import TokenizerMaterial
+from bestiary.errors import BestiaryError
 from bestiary.host import Host
-from bestiary.model import load, load_tokenizer
+from bestiary.model import load, load_tokenizer, make_tokenizer
 from bestiary.saving import save_as
 from bestiary.tensor import ArrayTensor
 from bestiary.testing.tiny import make_model
 from bestiary.tokenizer import Tokenizer
+from bestiary.tokenizer_builder import build_tokenizer
+from bestiary_plugins.loaders.vocabulary_arrays import arrays_of
 
 END = 11
 TURNS = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": " Yes.</s> "},
@@ -151,10 +156,31 @@ def test_a_bloom_with_more_rows_than_pieces_speaks_on(host: Host, bloom: Path) -
             assert model.generate([919, 919], max_tokens=2, temperature=0).generation.request.ids == (919, 919)
 
 
+@pytest.mark.parametrize("family", ["bloom", "falcon", "gptneox", "qwen2"])
+def test_a_file_that_names_no_rule_is_split_as_its_family_does(host: Host, texts: list[str], family: str,
+                                                               caplog: pytest.LogCaptureFixture) -> None:
+    root = json.loads(bloom_json(host, texts))
+    vocabulary = arrays_of(TokenizerMaterial({"tokenizer.json": json.dumps(root).encode()}), host.pre_tokenizers)
+    assert vocabulary is not None
+    nameless = TokenizerMaterial(vocabulary=replace(vocabulary, pre_tokenizer=""))
+    with caplog.at_level("WARNING", "bestiary"):
+        found = make_tokenizer(nameless, host.architectures[family], {}, host)
+    name = next(iter(host.architectures[family].pre_tokenizers))
+    wanted = build_tokenizer(TokenizerMaterial(vocabulary=replace(vocabulary, pre_tokenizer=name)), host.pre_tokenizers)
+    assert found is not None and [found.encode(text) for text in texts] == [wanted.encode(text) for text in texts]
+    assert caplog.messages == [f"the file does not say how its tokenizer splits text; models of {family} do it as {name}"]
+
+
+def test_where_a_familys_models_differ_the_rule_is_asked_for(host: Host, texts: list[str]) -> None:
+    vocabulary = arrays_of(TokenizerMaterial({"tokenizer.json": bloom_json(host, texts).encode()}), host.pre_tokenizers)
+    assert vocabulary is not None
+    nameless = TokenizerMaterial(vocabulary=replace(vocabulary, pre_tokenizer=""))
+    with pytest.raises(BestiaryError, match="does not say how .* models of llama differ in it; .* --tokenizer FILE"):
+        make_tokenizer(nameless, host.architectures["llama"], {}, host)
+
+
 @pytest.mark.parametrize("name", ["alpaca", "phoenix"])
 def test_bloomz_has_no_format_of_its_own(host: Host, bloom: Path, name: str) -> None:
-    from bestiary.errors import BestiaryError
-
     with load(bloom, "numpy", host=host, context=64) as model:
         with pytest.raises(BestiaryError, match="chat"):
             model.template()

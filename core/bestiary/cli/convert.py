@@ -26,8 +26,7 @@ def convert(
     tokenizer: Annotated[Path | None, typer.Option(
         "--tokenizer", "--vocab-dir", metavar="FILE",
         help="Take the tokenizer from this file, folder or checkpoint.")] = None,
-    add: Annotated[Path | None, typer.Option(
-        "--add", metavar="PATH", help="A checkpoint of further tensors, a trained prefix for example.")] = None,
+    add: options.Add = None,
     output_format: Annotated[str | None, typer.Option(
         "--format", metavar="NAME", help="Output format; by default by OUT's name.")] = None,
     loader: options.Loader = None,

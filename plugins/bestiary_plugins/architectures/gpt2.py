@@ -46,7 +46,7 @@ class Gpt2(Architecture):
         Rule(f"{prefix}ln_f.weight", "output_norm.weight"),
         Rule(f"{prefix}ln_f.bias", "output_norm.bias"))) + (Rule("lm_head.weight", "output.weight"),)}
     ignorable = (r"(transformer\.)?h\.[0-9]+\.attn\.(masked_)?bias", r"output\.weight")
-    pre_tokenizers = dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais"), PreTokenizer((GPT2,)))
+    pre_tokenizers = dict.fromkeys(("gpt-2", "phi-2", "mpt", "jais"), PreTokenizer((GPT2,)))
 
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:
         named = config.get("model_type") == "gpt2" or "GPT2LMHeadModel" in words(config, "architectures")

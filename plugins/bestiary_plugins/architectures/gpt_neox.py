@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from bestiary.config import flag, one_of, real, section, whole, words
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph, Trace, Value
-from bestiary.plugin import Architecture, Key, Rule
+from bestiary.plugin import Architecture, Key, PreTokenizer, Rule
 from bestiary.transform import Regroup
 from bestiary_plugins.architectures.llama import MOST_HEADS, WIDEST, Config, linear
+from bestiary_plugins.architectures.pre_tokenizers import GPT2
 
 if TYPE_CHECKING:
     from bestiary.checkpoint import TokenizerMaterial
@@ -42,6 +43,7 @@ class GptNeoX(Architecture):
         *(Rule(f"gpt_neox.final_layer_norm.{part}", f"output_norm.{part}") for part in ("weight", "bias")),
         Rule("embed_out.weight", "output.weight"))}
     ignorable = (r"gpt_neox\.layers\.[0-9]+\.attention\.((masked_)?bias|rotary_emb\.inv_freq)", r"output\.weight")
+    pre_tokenizers = {"olmo": PreTokenizer((GPT2,))}
     keys = (Key("rotary_dim", "{arch}.rope.dimension_count", "u32"),
             Key("use_parallel_residual", "{arch}.use_parallel_residual", "bool"),
             Key("rope_factor", "{arch}.rope.scaling.factor", "f32"))
