@@ -2,10 +2,11 @@
 
 Run by hand from the root of the tree, with llama-cpp-python installed beside Bestiary:
 
-    PYTHONPATH=. python scripts/make_goldens_families.py
+    BESTIARY_TEST_DATA=... PYTHONPATH=. python scripts/make_goldens_families.py
 
 Each model is tiny and random. Kept are the likeliest id after each token of a random text, and by how much it leads,
 over the spread of the logits: llama.cpp computes some operations in less than f32, so only a clear lead says anything.
+Kept too is how it cuts up texts by the arrays that we write of ChatGLM3's vocabulary.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
 import platform
 import tempfile
 from collections.abc import Mapping
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 
 import bestiary
 from bestiary.host import Host, HostSettings
-from tests.goldens.random_models import save_random
+from tests.goldens.random_models import save_random, save_tiny_chatglm3
 
 GOLDENS = Path(__file__).parents[1] / "tests/goldens/families.json"
 CONTEXT = 256  # llama.cpp rounds up to it
@@ -42,6 +44,9 @@ FALCON = {"model_type": "falcon", "hidden_size": 96, "num_hidden_layers": 2, "nu
 CHATGLM = {"model_type": "chatglm", "hidden_size": 96, "num_layers": 2, "num_attention_heads": 6,
            "multi_query_group_num": 2, "multi_query_attention": True, "kv_channels": 16, "ffn_hidden_size": 160,
            "padded_vocab_size": 199, "vocab_size": 199, "seq_length": 512}
+TEXTS = ("Hello world", "你好，世界", " leading  two spaces\n\tx", "def f(x):\n    return x + 1", "😀 emoji é",
+         "今天天气怎么样？3.14", "<|user|>\n hi")  # not "]sop": llama.cpp merges letters to control tokens too
+LETTERS = "abcdefgh  \n\t.,!?0123你好世界今天天气中文字符éñ😀ß"
 MODELS: Mapping[str, dict[str, Any]] = {
     "llama": {**BASE, "model_type": "llama"},
     "mistral": {**BASE, "model_type": "mistral", "sliding_window": None, "rope_scaling": YARN},
@@ -97,6 +102,15 @@ def logits_of(path: Path, ids: list[int]) -> NDArray[np.float32]:
     return found
 
 
+def cut_up(host: Host, file: Path) -> list[tuple[str, list[int]]]:
+    """Texts and what llama.cpp makes of them, by the vocabulary of ChatGLM3."""
+    save_tiny_chatglm3(Path(os.environ["BESTIARY_TEST_DATA"]), host, file)
+    model = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
+    random = np.random.default_rng(1)
+    texts = [*TEXTS, *("".join(random.choice(list(LETTERS), random.integers(1, 40))) for _ in range(100))]
+    return [(text, model.tokenize(text.encode(), add_bos=True, special=False)) for text in texts]
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     host, goldens = Host(HostSettings(names=())), []
@@ -116,13 +130,15 @@ def main() -> None:
                   f"{(lead > 0.02).sum()} clear leads")
             goldens.append({"name": name, "config": config, "context": CONTEXT, "prompt_ids": ids,
                             "likeliest": theirs.argmax(axis=1).tolist(), "lead": np.round(lead, 4).tolist()})
+        texts = cut_up(host, Path(folder) / "chatglm3.gguf")
     lines = ",\n".join("  " + json.dumps(golden) for golden in goldens)
+    cut = ",\n".join("  " + json.dumps(case, ensure_ascii=False) for case in texts)
     facts = {"made_by": "scripts/make_goldens_families.py",
              "versions": {"llama_cpp_python": llama_cpp.__version__, "python": platform.python_version(),
                           "bestiary": bestiary.__version__},
              "settings": "f32 weights and cache, one thread, no flash attention"}
     head = ",\n".join(f' "{key}": {json.dumps(value)}' for key, value in facts.items())
-    GOLDENS.write_text(f'{{\n{head},\n "models": [\n{lines}\n ]\n}}\n')
+    GOLDENS.write_text(f'{{\n{head},\n "texts": [\n{cut}\n ],\n "models": [\n{lines}\n ]\n}}\n')
 
 
 if __name__ == "__main__":

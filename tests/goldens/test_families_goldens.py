@@ -11,10 +11,12 @@ import pytest
 
 import bestiary
 from bestiary.host import Host, HostSettings
-from tests.goldens.random_models import save_random
+from bestiary.model import load_tokenizer
+from tests.goldens.random_models import save_random, save_tiny_chatglm3
 
 # Made by scripts/make_goldens_families.py.
-MODELS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "families.json").read_text())["models"]
+GOLDENS: dict[str, Any] = json.loads((Path(__file__).parent / "families.json").read_text(encoding="utf-8"))
+MODELS: list[dict[str, Any]] = GOLDENS["models"]
 BACKENDS = Host(HostSettings(names=())).backends.names
 CLEAR = 0.02
 """Of the spread of the logits. llama.cpp takes GELU from a table in f16."""
@@ -32,6 +34,16 @@ def test_the_likeliest_ids_are_those_of_llama_cpp(golden: dict[str, Any], backen
     clear = np.array(golden["lead"]) > CLEAR
     assert clear.sum() >= 20
     np.testing.assert_array_equal(ours[clear], np.array(golden["likeliest"])[clear])
+
+
+def test_llama_cpp_cuts_up_texts_alike_by_the_vocabulary_that_we_write(host: Host, data: Path, tmp_path: Path) -> None:
+    """But for the two tokens that begin every prompt, which is our doing."""
+    save_tiny_chatglm3(data, host, tmp_path / "model.gguf")
+    tokenizer = load_tokenizer(tmp_path / "model.gguf", host)
+    assert len(GOLDENS["texts"]) > 100
+    for text, ids in GOLDENS["texts"]:
+        assert tokenizer.encode(text) == ids
+        assert tokenizer.encode(text, bos=True) == [64790, 64792, *ids]
 
 
 def test_every_family_that_llama_cpp_runs_is_there() -> None:
