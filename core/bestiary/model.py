@@ -358,9 +358,9 @@ def with_rule(material: TokenizerMaterial, family: Architecture) -> TokenizerMat
     if vocabulary is None or vocabulary.algorithm != "bytes" or vocabulary.pre_tokenizer or files:
         return material
     if len(set(family.pre_tokenizers.values())) != 1:
-        raise BestiaryError("the file does not say how its tokenizer splits text, as many of 2023 and early 2024 do not, "
-                            f"and models of {family.name} differ in it; convert the model anew, or name its tokenizer "
-                            "with --tokenizer FILE")
+        raise BestiaryError("the file does not say how its tokenizer splits text, as many of 2023 and early 2024 do "
+                            f"not, and models of {family.name} differ in it; convert the model anew, or name its "
+                            "tokenizer with --tokenizer FILE")
     name = next(iter(family.pre_tokenizers))
     log.warning("the file does not say how its tokenizer splits text; models of %s do it as %s", family.name, name)
     return replace(material, vocabulary=replace(vocabulary, pre_tokenizer=name))

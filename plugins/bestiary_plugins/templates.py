@@ -90,4 +90,8 @@ class Roles(Template):
                 raise BestiaryError(f"chat template {self.name}: a message needs a text and one of the roles "
                                     f"{', '.join(self.marks)}")
             pieces += [Segment(mark, True), Segment("\n", False), Segment(content, False)]
+        roles = [turn.get("role") for turn in messages]
+        if "user" not in roles or roles[-1] in ("system", "assistant"):
+            raise BestiaryError(f"chat template {self.name}: there is a message of the user, and the last one is the "
+                                "user's or a tool's")
         return [*pieces, Segment(self.answer, True)]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sentencepiece
 
+from bestiary.chat import end_ids
 from bestiary.errors import BestiaryError
 from bestiary.host import Host
 from bestiary.model import make_tokenizer
@@ -66,6 +67,22 @@ def test_messages_are_encoded_apart(data: Path, host: Host, tmp_path: Path) -> N
     for messages, ids in vectors(data, "chatglm3-6b"):
         turns = [{"role": role, "content": content} for role, content in messages]
         assert tokenizer.encode_segments(template.render(turns), bos=True) == ids
+
+
+def test_the_answer_of_a_tool_has_a_role_of_its_own(data: Path, host: Host, tmp_path: Path) -> None:
+    """As the published chat(): a role's token, then two encodings of the library, "\\n" and what was said."""
+    tokenizer = tokenizer_of(data, host, "chatglm3-6b", tmp_path)
+    library = sentencepiece.SentencePieceProcessor(
+        model_file=str(data / "tokenizers/chatglm2-3-tokenizer.model"))
+    roles = json.loads((data / "prompts/TEMPLATES.json").read_text("utf-8"))["chatglm3-6b"]["roles"]
+    said = [("system", "You have tools:\n[]"), ("user", "Weather?"), ("assistant", "tool_call(city='X')"),
+            ("tool", '{"t": 20} <|user|>'), ("observation", "sunny"), ("assistant", "Warm."), ("user", "谢谢")]
+    wanted = [64790, 64792]
+    for role, text in said:
+        wanted += [roles["observation" if role == "tool" else role], *library.encode("\n"), *library.encode(text)]
+    rendered = host.templates["chatglm3-6b"].render([{"role": role, "content": text} for role, text in said])
+    assert tokenizer.encode_segments(rendered, bos=True) == [*wanted, roles["assistant"]]
+    assert {roles["user"], roles["observation"]} <= end_ids(host.templates["chatglm3-6b"], tokenizer)
 
 
 def rounds(first: int, count: int, gap: str) -> tuple[str, list[dict[str, str]]]:

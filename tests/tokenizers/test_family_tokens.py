@@ -168,7 +168,8 @@ def test_a_file_that_names_no_rule_is_split_as_its_family_does(host: Host, texts
     name = next(iter(host.architectures[family].pre_tokenizers))
     wanted = build_tokenizer(TokenizerMaterial(vocabulary=replace(vocabulary, pre_tokenizer=name)), host.pre_tokenizers)
     assert found is not None and [found.encode(text) for text in texts] == [wanted.encode(text) for text in texts]
-    assert caplog.messages == [f"the file does not say how its tokenizer splits text; models of {family} do it as {name}"]
+    assert caplog.messages == ["the file does not say how its tokenizer splits text; "
+                               f"models of {family} do it as {name}"]
 
 
 def test_where_a_familys_models_differ_the_rule_is_asked_for(host: Host, texts: list[str]) -> None:
