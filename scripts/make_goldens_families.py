@@ -45,7 +45,8 @@ CHATGLM = {"model_type": "chatglm", "hidden_size": 96, "num_layers": 2, "num_att
            "multi_query_group_num": 2, "multi_query_attention": True, "kv_channels": 16, "ffn_hidden_size": 160,
            "padded_vocab_size": 199, "vocab_size": 199, "seq_length": 512}
 TEXTS = ("Hello world", "你好，世界", " leading  two spaces\n\tx", "def f(x):\n    return x + 1", "😀 emoji é",
-         "今天天气怎么样？3.14", "<|user|>\n hi")  # not "]sop": llama.cpp merges letters to control tokens too
+         "今天天气怎么样？3.14", "<|user|>\n hi", "geopolitics, jeopardy, people, Aesop")
+# Not "]sop": llama.cpp merges letters to control tokens too, where no other merge takes them.
 LETTERS = "abcdefgh  \n\t.,!?0123你好世界今天天气中文字符éñ😀ß"
 MODELS: Mapping[str, dict[str, Any]] = {
     "llama": {**BASE, "model_type": "llama"},
