@@ -17,7 +17,8 @@ from bestiary.model import load_tokenizer
 from bestiary.template import Message, Segment
 
 NAMES = {"alpaca": "alpaca", "chinese-alpaca": "chinese_alpaca", "vicuna-v0": "vicuna_v0", "phoenix": "phoenix",
-         "vicuna-v1.1": "vicuna_v1.1", "llama-3": "llama-3-instruct", "falcon-instruct": "falcon-instruct"}
+         "vicuna-v1.1": "vicuna_v1.1", "llama-3": "llama-3-instruct",
+         "falcon-instruct": "falcon-instruct"}
 """Ours and the data's names of those that are texts around turns."""
 # Where the data does not say what follows an answer, or stands before it:
 BETWEEN = {"chinese-alpaca": "\n\n", "falcon-instruct": "\n\n"}
@@ -44,7 +45,8 @@ def test_turns_are_as_written(host: Host, written: Mapping[str, Any], name: str)
     entry = written[NAMES[name]]
     system = "" if name == "llama-3" else entry["system"]
     ask = entry["user_prefix"] + "{}" + entry["user_suffix"] + entry["assistant_prefix"]
-    answer = entry.get("assistant_answer_prefix", BEFORE.get(name, "")) + "{}" + entry.get("assistant_suffix", BETWEEN.get(name, ""))
+    answer = (entry.get("assistant_answer_prefix", BEFORE.get(name, "")) + "{}"
+              + entry.get("assistant_suffix", BETWEEN.get(name, "")))
     assert rendered(host, name, messages("One?")) == system + ask.format("One?")
     assert rendered(host, name, messages("One?", " Yes. ", "Two?", "No.", "三?")) == (
         system + ask.format("One?") + answer.format("Yes.") + ask.format("Two?") + answer.format("No.")

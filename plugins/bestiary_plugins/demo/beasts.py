@@ -95,12 +95,12 @@ def beast(architecture: Architecture, folder: Path, host: Host, backend: str | N
                    bench.decode(min(DECODE, room)).tokens_per_second, repr("".join(says)))
 
 
-def publish(architecture: Architecture, folder: Path, seed: int) -> int:
+def publish(architecture: Architecture, folder: Path, seed: int, **values: Any) -> int:
     """Writes the family's example as its authors would have: a folder with config.json, safetensors in their names and
-    row orders, and a tokenizer. Gives the number of weights."""
+    row orders, and a tokenizer. values: in place of the example's. Gives the number of weights."""
     from safetensors.numpy import save_file
 
-    config = architecture.example_config()
+    config = {**architecture.example_config(), **values}
     normal = architecture.normalise(config, {})
     graph = architecture.graph(normal, normal["max_position_embeddings"])
     derived = architecture.derived(normal)
