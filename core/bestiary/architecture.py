@@ -88,7 +88,10 @@ class Architecture(ABC):
     """A model family."""
 
     name: str
-    """The canonical file's name for it."""
+    """The canonical file's name for it, unless it has `filed_as`."""
+    filed_as: str = ""
+    """The canonical file's name for it where that is another family's too: files of both hold all that either's `keys`
+    say, and `claims` tells the configs apart."""
     namings: Mapping[str, tuple[Rule, ...]]
     """How other namings spell the canonical tensors."""
     ignorable: tuple[str, ...] = ()
@@ -102,6 +105,11 @@ class Architecture(ABC):
     prompts: Mapping[str, str] = {}
     """Texts that guides to such models begin a prompt with, by the name of the file they have there."""
 
+    @property
+    def file_name(self) -> str:
+        """What canonical files call it."""
+        return self.filed_as or self.name
+
     @abstractmethod
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:
         """How sure it is that the model is of this family: 0 not at all ... 100 certain."""
@@ -113,7 +121,8 @@ class Architecture(ABC):
 
     @abstractmethod
     def graph(self, config: Config, context: int) -> Graph:
-        """The forward pass, from a normalised config."""
+        """The forward pass, from a normalised config. context: tokens that a sequence may hold; whatever it is, the
+        graphs of one config declare the same weights."""
 
     @abstractmethod
     def example_config(self) -> dict[str, Any]:
@@ -123,9 +132,14 @@ class Architecture(ABC):
         """Canonical tensors that follow from the config and stand in no checkpoint."""
         return {}
 
-    def layout(self, ids: list[int]) -> PromptLayout:
+    def layout(self, ids: list[int], config: Config) -> PromptLayout:
         """Positions of a prompt's tokens and of those generated after it: by default one stream that counts."""
         return PromptLayout((tuple(range(len(ids))),), next=(len(ids),), step=(1,))
+
+    def material(self, material: TokenizerMaterial, config: Config) -> TokenizerMaterial:
+        """What the tokenizer is made of, with what the family's own programs know and its files do not say: further
+        special tokens, which ids end a text. Of what it gave already it gives the same again."""
+        return material
 
     def wrap(self, tokenizer: Tokenizer, config: Config) -> Tokenizer:
         """The tokenizer with the family's own handling of text around it."""

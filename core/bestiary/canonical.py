@@ -1,10 +1,10 @@
-"""Any naming to the canonical one: the rules of an architecture applied to a checkpoint's tensors, and checked."""
+"""Any naming to the canonical one, and back: an architecture's rules applied to a checkpoint's tensors, and checked."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,15 +15,16 @@ from bestiary.graph import Graph
 from bestiary.tensor import Tensor
 
 
-def to_canonical(checkpoint: Checkpoint, architecture: Architecture) -> tuple[Checkpoint, Graph]:
+def to_canonical(checkpoint: Checkpoint, architecture: Architecture,
+                 context: int | None = None) -> tuple[Checkpoint, Graph]:
     """The checkpoint in canonical names and row orders with a normalised config, and its graph. It holds exactly the
-    tensors that the graph uses. Raises BestiaryError for tensors missing, unknown, or of another shape than the graph
-    declares."""
+    tensors that the graph declares. context: tokens a sequence may hold; by default what the model was made for.
+    Raises BestiaryError for tensors missing, unknown, or of another shape than the graph declares."""
     tensors = rename(checkpoint, architecture)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     config = architecture.normalise(checkpoint.config, shapes)
     check_layers(checkpoint, config, len(tensors))
-    graph = architecture.graph(config, config["max_position_embeddings"])
+    graph = architecture.graph(config, context or config["max_position_embeddings"])
     check_shapes(checkpoint, graph, tensors)
     tensors = {**architecture.derived(config), **tensors}  # only now: its sizes are the config's
     missing = [name for name in graph.weights if name not in tensors]
@@ -36,7 +37,8 @@ def to_canonical(checkpoint: Checkpoint, architecture: Architecture) -> tuple[Ch
     check_shapes(checkpoint, graph, tensors)
     kept = {name: tensors[name] for name in graph.weights}
     again = partial(_again, architecture)
-    return checkpoint.having(naming=CANONICAL, config=config, tensors=kept, source=(again, (checkpoint,))), graph
+    return checkpoint.having(naming=CANONICAL, config=config, tensors=kept, source=(again, (checkpoint,)),
+                             tokenizer=architecture.material(checkpoint.tokenizer, config)), graph
 
 
 def check_layers(checkpoint: Checkpoint, config: Mapping[str, Any], tensors: int) -> None:
@@ -59,16 +61,39 @@ def _again(architecture: Architecture, checkpoint: Checkpoint) -> Checkpoint:
     return to_canonical(checkpoint, architecture)[0]
 
 
+def from_canonical(checkpoint: Checkpoint, architecture: Architecture, naming: str) -> Checkpoint:
+    """The canonical checkpoint under another naming's names and in its row orders, lazily: the way back. What follows
+    from the config is left out. Raises BestiaryError for tensors that have no name there."""
+    if naming not in architecture.namings:
+        raise BestiaryError(f"{architecture.name} does not know the tensor names of {naming!r} checkpoints; "
+                            f"known: {', '.join(architecture.namings)}")
+    derived = architecture.derived(checkpoint.config)
+    given = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in derived}
+    try:
+        tensors, left, _ = spelled(architecture.namings[naming], checkpoint.config, given)
+    except BestiaryError as error:
+        raise BestiaryError(f"{checkpoint.path}: {error}") from None
+    if left:
+        raise BestiaryError(f"{checkpoint.path}: {naming!r} checkpoints of {architecture.name} have no name for "
+                            f"{listed(left)}")
+    back = partial(_back, architecture, naming)
+    return checkpoint.having(naming=naming, tensors=tensors, source=(back, (checkpoint,)))
+
+
+def _back(architecture: Architecture, naming: str, checkpoint: Checkpoint) -> Checkpoint:
+    return from_canonical(checkpoint, architecture, naming)
+
+
 def rename(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Tensor]:
-    """The tensors under their canonical names."""
-    if checkpoint.naming == CANONICAL:
-        return dict(checkpoint.tensors)
-    if checkpoint.naming not in architecture.namings:
+    """The tensors under their canonical names. Rules for canonical checkpoints are for what older ones call otherwise:
+    what they do not match keeps its name."""
+    canonical = checkpoint.naming == CANONICAL
+    if checkpoint.naming not in architecture.namings and not canonical:
         raise BestiaryError(f"{architecture.name} does not know the tensor names of {checkpoint.naming!r} checkpoints; "
                             f"known: {', '.join(architecture.namings)}")
     renamed: dict[str, Tensor] = {}
     left = dict(checkpoint.tensors)
-    for rule in architecture.namings[checkpoint.naming]:
+    for rule in architecture.namings.get(checkpoint.naming, ()):
         for sources, targets in matches(rule, left):
             transform = rule.transform(checkpoint.config) if rule.transform else None
             given = [left.pop(name) for name in sources]
@@ -77,6 +102,8 @@ def rename(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Tens
             except BestiaryError as error:
                 raise BestiaryError(f"{checkpoint.path}: {listed(sources)}: {error}") from None
             renamed.update(zip(targets, results, strict=True))
+    if canonical:
+        return {**renamed, **left}
     unknown = [name for name in left if not ignorable(architecture, name)]
     if unknown:
         raise BestiaryError(f"{checkpoint.path}: {architecture.name} does not know {listed(unknown)}; "
@@ -106,6 +133,43 @@ def matches(rule: Rule, names: Iterable[str]) -> list[tuple[list[str], list[str]
                 raise BestiaryError(f"tensor {name} is there, but not all before it")
     return [([name for _, _, name in found], [target.format(*indices) for target in targets])
             for indices, found in sorted(complete.items())]
+
+
+def spelled(rules: Iterable[Rule], config: Mapping[str, Any], tensors: Mapping[str, Tensor],
+            ) -> tuple[dict[str, Tensor], list[str], list[Rule]]:
+    """The canonical tensors under the names and in the row orders that the rules come from; the names that no rule
+    gives; the rules that were used. Of several rules for one tensor the first counts. Raises BestiaryError where a
+    transform's inverse or two of the rules do not fit together."""
+    left, made, used = dict(tensors), dict[str, Tensor](), list[Rule]()
+    for rule in rules:
+        for targets, indices in applications(rule, left):
+            given = [left.pop(name) for name in targets]
+            transform = rule.transform(config) if rule.transform else None
+            results = transform.inverse.apply(given) if transform else given
+            names = sources(rule, indices, len(results))
+            if len(names) != len(results):
+                raise BestiaryError(f"the inverse of the rule of {', '.join(targets)} gives {len(results)} tensors; "
+                                    f"its sources are {', '.join(names)}")
+            if twice := [name for name in names if name in made]:
+                raise BestiaryError(f"two rules give {twice[0]} for different canonical tensors")
+            made.update(zip(names, results, strict=True))
+            used.append(rule)
+    return made, list(left), used
+
+
+def applications(rule: Rule, names: Iterable[str]) -> Iterator[tuple[list[str], list[int]]]:
+    """The canonical tensors that each use of the rule makes, and its indices."""
+    first = rule.targets if isinstance(rule.targets, str) else rule.targets[0]
+    for targets, (found,) in matches(Rule(rule.targets, " ".join(["{}"] * first.count("{}"))), names):
+        yield targets, [int(index) for index in found.split()]
+
+
+def sources(rule: Rule, indices: Sequence[int], count: int) -> list[str]:
+    """The names of the `count` tensors that one use of the rule takes."""
+    patterns = [rule.sources] if isinstance(rule.sources, str) else list(rule.sources)
+    if patterns[0].count("{}") <= len(indices):
+        return [pattern.format(*indices) for pattern in patterns]
+    return [pattern.format(*indices, member) for pattern in patterns for member in range(count // len(patterns))]
 
 
 def ignorable(architecture: Architecture, name: str) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bestiary.errors import BestiaryError
 from bestiary.tensor import Tensor
 
 CANONICAL = "canonical"
@@ -90,3 +91,18 @@ def Overlay(base: Checkpoint, function: Callable[[Checkpoint], Mapping[str, Tens
     """A checkpoint of lazy tensors over another: `function` gives the tensors it adds or replaces. It pickles where
     `base` and `function` do (a delta or an adapter binds itself with functools.partial)."""
     return base.having(tensors={**base.tensors, **function(base)}, source=(Overlay, (base, function)))
+
+
+def extended(base: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """The base with further tensors, a trained prefix for example, and what the other's config says and the base's
+    does not. Raises BestiaryError where the two do not stand side by side."""
+    if other.naming != base.naming:
+        raise BestiaryError(f"{other.path} has the tensor names of {other.naming!r} checkpoints, {base.path} those of "
+                            f"{base.naming!r}")
+    if not other.tensors:
+        raise BestiaryError(f"{other.path} holds no tensors to add")
+    if both := sorted(base.tensors.keys() & other.tensors.keys()):
+        raise BestiaryError(f"{other.path} and {base.path} both hold {both[0]}" +
+                            (f" and {len(both) - 1} more tensors" if len(both) > 1 else ""))
+    config = {**other.config, **{key: value for key, value in base.config.items() if value is not None}}
+    return base.having(tensors={**base.tensors, **other.tensors}, config=config, source=(extended, (base, other)))

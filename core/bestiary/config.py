@@ -33,7 +33,8 @@ def real(config: Config, key: str, default: float | None = None, low: float = 0.
     if value is None:
         raise BestiaryError(f"the config has no {key}")
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high:
-        raise BestiaryError(f"{key} = {short(value)} in the config; it must be a number above {low:g}")
+        most = f" and at most {high:g}" if isinstance(value, (int, float)) and value > high else ""
+        raise BestiaryError(f"{key} = {short(value)} in the config; it must be a number above {low:g}{most}")
     return float(value)
 
 
@@ -55,6 +56,12 @@ def one_of(config: Config, key: str, known: Collection[str], default: str) -> st
     if not isinstance(value, str) or value not in known:
         raise BestiaryError(f"{key} = {short(value)} is not implemented; known: {', '.join(sorted(known))}")
     return value
+
+
+def words(config: Config, key: str) -> tuple[str, ...]:
+    """The texts of a list; of what is none, none."""
+    value = config.get(key)
+    return tuple(entry for entry in value if isinstance(entry, str)) if isinstance(value, (list, tuple)) else ()
 
 
 def section(config: Config, key: str) -> Config:

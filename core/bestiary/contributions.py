@@ -40,8 +40,8 @@ class Kind:
 
 KINDS: Mapping[str, Kind] = {
     "architectures": Kind("architecture", Architecture, {
-        "namings": Mapping, "ignorable": (tuple, list), "keys": (tuple, list), "pre_tokenizers": Mapping,
-        "rank_lists": (tuple, list), "templates": Mapping, "prompts": Mapping}),
+        "filed_as": str, "namings": Mapping, "ignorable": (tuple, list), "keys": (tuple, list),
+        "pre_tokenizers": Mapping, "rank_lists": (tuple, list), "templates": Mapping, "prompts": Mapping}),
     "loaders": Kind("loader", Loader),
     "writers": Kind("writer", Writer, {"suffix": str, "stem": str, "rank": int}),
     "quantizers": Kind("quantizer", Quantizer, {

@@ -76,6 +76,9 @@ def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host) ->
     """A view of the canonical checkpoint in the types of the recipe. Raises BestiaryError where quantized weights would
     be quantized again without leave."""
     output = graph.nodes[graph.output].weights.get("weight")
+    nodes = (*graph.nodes, *(graph.past.graph.nodes if graph.past else ()))
+    by_position = {node.weights["weight"] for node in nodes
+                   if node.op == "embed" and node.params["index"] == "position"}
     tensors: dict[str, Tensor] = {}
     left: list[str] = []
     again: list[str] = []
@@ -83,6 +86,8 @@ def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host) ->
         quantizer = host.quantizers[recipe.choose("output.weight" if name == output else name)]
         if len(tensor.shape) < 2:
             quantizer = host.quantizers[F32.name]
+        elif name in by_position and quantizer.encoding.quantized:  # few rows, of which each token sees one or all
+            quantizer = host.quantizers[F16.name]
         elif not quantizer.encoding.fits(tensor.columns):
             quantizer = host.quantizers[F16.name]
             left.append(f"{re.sub('[.][0-9]+[.]', '.*.', name)} (rows of {tensor.columns})")

@@ -28,6 +28,15 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Past:
+    """Learned keys and values before position 0: a graph of `tokens` tokens, numbered by their positions, whose
+    attentions put them in the cache. Its weights are among those of the graph it belongs to."""
+
+    graph: Graph
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Graph:
     """nodes in the order of execution. weights: canonical name -> the shape its use declares. output: the node of the
     logits (or of the hidden state, in a graph that was cut). hidden: the node of the last hidden state."""
@@ -38,6 +47,8 @@ class Graph:
     hidden: int
     prefix_mask: bool = False
     """A prompt's prefix attends to itself in both directions: it takes one forward, and is not reused across turns."""
+    past: Past | None = None
+    """What stands before the first token of every sequence."""
 
     @property
     def layers(self) -> int:
@@ -51,6 +62,8 @@ class Graph:
     def cut(self, layer: int) -> tuple[Graph, Graph]:
         """Two graphs joined by a hidden state: the layers before `layer`, and the rest, which starts with `input`.
         Raises BestiaryError where more than one value crosses the cut."""
+        if self.past is not None:
+            raise BestiaryError("a graph with learned keys and values before its first token cannot be cut")
         first = [i for i, node in enumerate(self.nodes) if node.layer is not None and node.layer < layer]
         if not first or layer > self.layers or len(self.nodes) - 1 == first[-1]:
             raise BestiaryError(f"a graph of {self.layers} layers cannot be cut before layer {layer}")
@@ -95,9 +108,10 @@ class Trace:
             yield self._layer
         self._layer = None
 
-    def finish(self, output: Value, hidden: Value, prefix_mask: bool = False) -> Graph:
+    def finish(self, output: Value, hidden: Value, prefix_mask: bool = False, past: Past | None = None) -> Graph:
         """output: the logits. hidden: the last hidden state, what the output matrix is applied to."""
-        return Graph(tuple(self._nodes), dict(self._weights), output.index, hidden.index, prefix_mask)
+        weights = {**self._weights, **(past.graph.weights if past else {})}
+        return Graph(tuple(self._nodes), weights, output.index, hidden.index, prefix_mask, past)
 
     def _weight(self, name: str, *shape: int) -> str:
         if self._weights.setdefault(name, shape) != shape:
@@ -126,6 +140,10 @@ class Trace:
             raise BestiaryError(f"a norm over groups of {size} in {x.width} columns")
         return size
 
+    def keep(self, weight: str, *shape: int) -> None:
+        """Declares a weight that only the graph of another context uses."""
+        self._weight(weight, *shape)
+
     def embed(self, weight: str, rows: int, width: int, index: str = "token") -> Value:
         """Row `index` of the weight (rows, width) for each token. index: "token" (its id) or "position"."""
         return self._node("embed", (), width, {"weight": self._weight(weight, rows, width)},
@@ -151,17 +169,22 @@ class Trace:
             eps=eps, group=size)
 
     def rope(self, x: Value, head_dim: int, base: float, *, start: int = 0, count: int | None = None,
-             pairing: str = "adjacent", factors: str | None = None, scaling: float = 1.0, magnitude: float = 1.0,
-             stream: int = 0) -> Value:
+             pairing: str = "adjacent", factors: str | Sequence[float] | None = None, scaling: float = 1.0,
+             magnitude: float = 1.0, stream: int = 0) -> Value:
         """Rotates `count` columns from `start` of every head by the token's position in a position stream.
 
         Pair j turns by position * scaling * base ** (-2j / count) / factors[j]; its columns are (2j, 2j + 1) for
-        pairing "adjacent", (j, j + count / 2) for "halves". The result is multiplied by `magnitude`.
+        pairing "adjacent", (j, j + count / 2) for "halves". factors: a weight (count / 2,), or the numbers themselves.
+        The result is multiplied by `magnitude`.
         """
         count = head_dim - start if count is None else count
         if x.width % head_dim or count % 2 or count < 2 or start + count > head_dim:
             raise BestiaryError(f"rope over columns {start}..{start + count} of heads of {head_dim} in {x.width}")
-        return self._node("rope", (x,), x.width, {"factors": factors and self._weight(factors, count // 2)},
+        numbers = () if factors is None or isinstance(factors, str) else tuple(map(float, factors))
+        if len(numbers) not in (0, count // 2) or not all(numbers):
+            raise BestiaryError(f"{len(numbers)} factors for {count // 2} pairs; none of them may be 0")
+        weight = self._weight(factors, count // 2) if isinstance(factors, str) else None
+        return self._node("rope", (x,), x.width, {"factors": weight}, numbers=numbers,
                           head_dim=head_dim, base=base, start=start, count=count, scaling=scaling, stream=stream,
                           pairing=self._word("pairing", pairing, ("adjacent", "halves")), magnitude=magnitude)
 

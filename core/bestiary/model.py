@@ -18,7 +18,7 @@ from bestiary.architecture import Architecture, Config, PromptLayout
 from bestiary.backend import Backend, Batch, Limits, Plan, Progress
 from bestiary.canonical import to_canonical
 from bestiary.chat import end_ids, template_of
-from bestiary.checkpoint import Checkpoint, TokenizerMaterial
+from bestiary.checkpoint import Checkpoint, TokenizerMaterial, extended
 from bestiary.contributions import shown
 from bestiary.convert import convert, recipe_for
 from bestiary.encoding import F32
@@ -26,6 +26,7 @@ from bestiary.engine import Engine, Generation, Request
 from bestiary.errors import BestiaryError, short
 from bestiary.guard import calling, printing_to_stderr, whose
 from bestiary.host import Host
+from bestiary.past import compiled
 from bestiary.rank_list import with_vocabulary
 from bestiary.sampling import Sampling
 from bestiary.template import Message, Template
@@ -65,7 +66,7 @@ class Model:
         """Where a prompt's tokens stand. Raises BestiaryError where the architecture does not say it of every one."""
         who = whose(self.architecture, self.host)
         with calling(who, "lay out a prompt"):
-            found: object = self.architecture.layout(ids)
+            found: object = self.architecture.layout(ids, self.config)
             if (isinstance(found, PromptLayout) and len(found.next) == len(found.step) == len(found.positions)
                     and all(len(stream) == len(ids) for stream in found.positions)):
                 return found
@@ -215,11 +216,12 @@ class TextStream(Iterator[str]):
     def _text(self) -> Generator[str, None, None]:
         tokenizer = self._model.tokenizer
         prompt = self.generation.request.ids
-        stream = Stream(tokenizer, start=all(tokenizer.special(i) for i in prompt))
+        known = tokenizer.size  # many embeddings have more rows, and a token of those stands for no text
+        stream = Stream(tokenizer, start=all(i >= known or tokenizer.special(i) for i in prompt))
         held = ""  # text that may turn out to be the beginning of a stop string
         try:
             for token in self._model.engine.run(self.generation):
-                held += stream.push(token)
+                held += stream.push(token) if token < known else ""
                 text, held, found = release(held, self._stop)
                 if found:
                     self._model.engine.cancel(self.generation)
@@ -260,45 +262,49 @@ def release(held: str, stop: tuple[str, ...]) -> tuple[str, str, bool]:
 
 def load(path: str | os.PathLike[str], backend: str | None = None, threads: int | None = None,
          context: int | None = None, type: str | None = None, host: Host | None = None, *,
-         tokenizer: str | os.PathLike[str] | None = None, batch: int = 512, sequences: int = 1,
-         threads_prefill: int | None = None, cache_type_k: str | None = None, cache_type_v: str | None = None,
-         loader: str | None = None, architecture: str | None = None, config: Config | None = None,
-         progress: Progress | None = None) -> Model:
+         tokenizer: str | os.PathLike[str] | None = None, add: str | os.PathLike[str] | None = None,
+         batch: int = 512, sequences: int = 1, threads_prefill: int | None = None,
+         cache_type_k: str | None = None, cache_type_v: str | None = None, loader: str | None = None,
+         architecture: str | None = None, config: Config | None = None, progress: Progress | None = None) -> Model:
     """Loads a checkpoint of any known format.
 
     backend: by default the fastest that runs here (cpu, else numpy). threads: by default what the machine allows.
-    context: tokens a sequence may hold; by default what the model was made for. type: a quantizer's name to quantize
-    by while loading; by default the checkpoint keeps its own types. tokenizer: a file or checkpoint to take the
-    tokenizer from. cache_type_k, cache_type_v: encodings of the KV cache, by default f16, and f32 for a checkpoint
-    whose weights are all f32. config: values in place of the checkpoint's own. Raises BestiaryError for anything wrong
-    with the file or the choices.
+    context: tokens a sequence may hold; by default what the model was made for. type: a quantizer's name to
+    quantize by while loading; by default the checkpoint keeps its own types. tokenizer: a file or checkpoint to
+    take the tokenizer from. add: a checkpoint of further tensors, a trained prefix for example. cache_type_k,
+    cache_type_v: encodings of the KV cache, by default f16, and f32 for a checkpoint whose weights are all f32.
+    config: values in place of the checkpoint's own. Raises BestiaryError for anything wrong with the file or the
+    choices.
     """
     host = host or Host()
     checkpoint = host.open(Path(path), loader)
     if not checkpoint.config and not checkpoint.tensors:
         raise BestiaryError(f"{path} holds a tokenizer and no weights")
+    if add is not None:
+        checkpoint = extended(checkpoint, host.open(Path(add)))
     if config:
         checkpoint = checkpoint.having(config={**checkpoint.config, **config})
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
-    with host.calling(family, f"read {path}"):
-        checkpoint, graph = to_canonical(checkpoint, family)
-    if type is not None:
-        checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], requantize=True), host)
-    made_for = int(checkpoint.config["max_position_embeddings"])
     for name, count in (("context", context), ("threads", threads), ("threads_prefill", threads_prefill),
                         ("batch", batch), ("sequences", sequences)):
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= LARGEST):
             raise BestiaryError(f"{name} = {count!r}; it must be an integer from 1 to {LARGEST}")
+    with host.calling(family, f"read {path}"):
+        checkpoint, graph = to_canonical(checkpoint, family, context)
+    if type is not None:
+        checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], requantize=True), host)
+    made_for = int(checkpoint.config["max_position_embeddings"])
     if context is not None and context > made_for:
         log.warning("the model was made for a context of %d tokens; beyond them it may speak nonsense", made_for)
     context = context or made_for
     cache = "f32" if all(tensor.encoding == F32 for tensor in checkpoint.tensors.values()) else "f16"
-    limits = Limits(context, sequences, min(batch, context * sequences), threads, threads_prefill,
+    batch = context * sequences if graph.prefix_mask else min(batch, context * sequences)  # a prefix takes one forward
+    limits = Limits(context, sequences, batch, threads, threads_prefill,
                     cache_type_k or cache, cache_type_v or cache)
     material = checkpoint.tokenizer if tokenizer is None else host.open(Path(tokenizer)).tokenizer
     runs_on = choose_backend(host, backend)
     with host.calling(runs_on, f"prepare {path}"):
-        plan = runs_on.compile(graph, checkpoint.tensors, limits, progress=progress)
+        plan = compiled(runs_on, graph, checkpoint.tensors, limits, progress)
     if not isinstance(plan, Plan):
         raise BestiaryError(f"{host.whose(runs_on)} prepared {path} and gave {shown(plan)}, not a Plan")
     return Model(checkpoint, family, runs_on, plan, make_tokenizer(material, family, checkpoint.config, host),
@@ -335,12 +341,29 @@ def make_tokenizer(material: TokenizerMaterial, family: Architecture | None, con
     if family is None:
         return build_tokenizer(with_vocabulary(material, lists), rules)
     rules, lists = {**rules, **family.pre_tokenizers}, [*family.rank_lists, *lists]
-    tokenizer = build_tokenizer(with_vocabulary(material, lists), rules)
+    with calling(whose(family, host), "complete the tokenizer"), printing_to_stderr():
+        material = family.material(material, config)
+    tokenizer = build_tokenizer(with_rule(with_vocabulary(material, lists), family), rules)
     with calling(whose(family, host), "wrap the tokenizer"), printing_to_stderr():
         wrapped: object = family.wrap(tokenizer, config)
     if not isinstance(wrapped, Tokenizer):
         raise BestiaryError(f"{whose(family, host)} wrapped the tokenizer and gave {shown(wrapped)}, not a Tokenizer")
     return wrapped
+
+
+def with_rule(material: TokenizerMaterial, family: Architecture) -> TokenizerMaterial:
+    """Files of 2023 do not name the rule that splits text: it is the family's where it has just one."""
+    vocabulary = material.vocabulary
+    files = material.files.keys() & {"tokenizer.model", "tokenizer.json"}
+    if vocabulary is None or vocabulary.algorithm != "bytes" or vocabulary.pre_tokenizer or files:
+        return material
+    if len(set(family.pre_tokenizers.values())) != 1:
+        raise BestiaryError("the file does not say how its tokenizer splits text, as many of 2023 and early 2024 do "
+                            f"not, and models of {family.name} differ in it; convert the model anew, or name its "
+                            "tokenizer with --tokenizer FILE")
+    name = next(iter(family.pre_tokenizers))
+    log.warning("the file does not say how its tokenizer splits text; models of %s do it as %s", family.name, name)
+    return replace(material, vocabulary=replace(vocabulary, pre_tokenizer=name))
 
 
 def load_tokenizer(path: str | os.PathLike[str], host: Host | None = None, loader: str | None = None) -> Tokenizer:

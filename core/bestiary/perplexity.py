@@ -37,10 +37,15 @@ def perplexity(model: Model, text: str, context: int | None = None, progress: Pr
     if not 4 <= context <= model.plan.limits.context:
         raise BestiaryError(f"context = {context}; 4 to {model.plan.limits.context} tokens are wanted")
     tokenizer = model.tokenizer
-    ids = tokenizer.encode(text, bos=True)
+    if model.plan.graph.prefix_mask:  # what ends an empty prompt, so that the text is what the model says
+        begins = tokenizer.encode("", bos=True)
+        ids = [*begins, *tokenizer.encode(text)]
+    else:
+        begins = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
+        ids = tokenizer.encode(text, bos=True)
     if len(ids) < context:
         raise BestiaryError(f"the text has {len(ids)} tokens; a chunk has {context}; -c makes it shorter")
-    first, begins = context // 2, [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
+    first = context // 2
     total, squares, count = 0.0, 0.0, 0
     if chunks is not None and chunks < 1:
         raise BestiaryError(f"chunks = {chunks}; 1 or more is wanted")

@@ -4,16 +4,17 @@ from bestiary.architecture import Architecture, Key, PreTokenizer, PromptLayout,
 from bestiary.backend import Backend, Batch, KVCache, Limits, Plan
 from bestiary.encoding import BF16, F16, F32, Bits, Encoding, Factor, Layout
 from bestiary.errors import BestiaryError
-from bestiary.graph import Graph, Trace, Value
+from bestiary.graph import Graph, Past, Trace, Value
 from bestiary.hookspecs import API, hookimpl
 from bestiary.loader import Loader, Writer
 from bestiary.quantizer import Quantizer
 from bestiary.template import Message, Segment, Template, TurnTemplate
 from bestiary.tokenizer import Tokenizer
+from bestiary.wrapped_tokenizer import WrappedTokenizer
 
 __all__ = [
     "API", "BF16", "F16", "F32", "Architecture", "Backend", "Batch", "BestiaryError", "Bits", "Encoding", "Factor",
-    "Graph", "KVCache", "Key", "Layout", "Limits", "Loader", "Message", "Plan", "PreTokenizer", "PromptLayout",
+    "Graph", "KVCache", "Key", "Layout", "Limits", "Loader", "Message", "Past", "Plan", "PreTokenizer", "PromptLayout",
     "Quantizer", "RankList", "Rule", "Segment", "Template", "Tokenizer", "Trace", "TurnTemplate", "Value",
-    "Writer", "hookimpl",
+    "WrappedTokenizer", "Writer", "hookimpl",
 ]

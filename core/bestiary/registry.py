@@ -42,7 +42,7 @@ class Provided(Generic[T]):
 
 
 class Registry(Mapping[str, T]):
-    """name -> item. Names count in any case.
+    """name -> item, in the order in which plugins give them. Names count in any case.
 
     A name that two plugins provide is an error when it is asked for, unless one of their distributions is preferred;
     until then it is left out of iteration, so that it stands in nobody's way. retired: name -> what became of it.
@@ -54,6 +54,7 @@ class Registry(Mapping[str, T]):
         self._provided = tuple(provided)
         self._prefer = tuple(normal(distribution) for distribution in prefer)
         self._retired = {name.casefold(): reason for name, reason in (retired or {}).items()}
+        self._order = tuple(dict.fromkeys(entry.name for entry in self._provided))
         self._by_key: dict[str, list[Provided[T]]] = {}
         for entry in self._provided:
             for key in dict.fromkeys(name.casefold() for name in (entry.name, *entry.aliases)):
@@ -62,7 +63,7 @@ class Registry(Mapping[str, T]):
     @property
     def names(self) -> tuple[str, ...]:
         """All names, sorted; also those with two providers."""
-        return tuple(sorted({entry.name for entry in self._provided}))
+        return tuple(sorted(self._order))
 
     def providers(self, name: str) -> tuple[Provided[T], ...]:
         """Everything that answers to the name, preferred or not."""
@@ -114,7 +115,7 @@ class Registry(Mapping[str, T]):
         return isinstance(name, str) and name.casefold() in self._by_key
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in self.names if len(self.candidates(name)) == 1)
+        return (name for name in self._order if len(self.candidates(name)) == 1)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

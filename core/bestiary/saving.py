@@ -12,7 +12,7 @@ from typing import Any
 
 from bestiary.backend import Progress
 from bestiary.canonical import to_canonical
-from bestiary.checkpoint import CANONICAL, Checkpoint
+from bestiary.checkpoint import CANONICAL, Checkpoint, extended
 from bestiary.convert import convert, recipe_for, types
 from bestiary.encoding import BF16, F16
 from bestiary.errors import BestiaryError
@@ -35,17 +35,17 @@ class Saved:
 
 def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | None, type: str | None, host: Host, *,
             format: str | None = None, loader: str | None = None, architecture: str | None = None,
-            tokenizer: str | os.PathLike[str] | None = None, context: int | None = None,
-            pure: bool = False, auto: bool = False, requantize: bool = False, force: bool = False,
-            progress: Progress | None = None) -> Saved:
+            tokenizer: str | os.PathLike[str] | None = None, add: str | os.PathLike[str] | None = None,
+            context: int | None = None, pure: bool = False, auto: bool = False, requantize: bool = False,
+            force: bool = False, progress: Progress | None = None) -> Saved:
     """Writes the checkpoint at `source` in another type and format, streaming.
 
-    target: None names it after its type, beside the source. type: a quantizer's name; None keeps the types of a file
-    that was converted before, and of a quantized checkpoint, and gives f16 for any other, or with `auto` bf16 where
-    most weights are bf16. format: a writer's name, by default the one of target's suffix, else the one of the highest
-    rank. tokenizer: a file or checkpoint to take it from. context: what the file says the
-    model was made for. pure, requantize: see convert.Recipe. Raises BestiaryError before any work where the target
-    exists (without `force`), cannot be written, or is the source.
+    target: None names it after its type, beside the source. type: a quantizer's name; None keeps the types of a
+    file that was converted before, and of a quantized checkpoint, and gives f16 for any other, or with `auto` bf16
+    where most weights are bf16. format: a writer's name, by default the one of target's suffix, else the one of the
+    highest rank. tokenizer: a file or checkpoint to take it from. add: a checkpoint of further tensors. context:
+    what the file says the model was made for. pure, requantize: see convert.Recipe. Raises BestiaryError before any
+    work where the target exists (without `force`), cannot be written, or is the source.
     """
     started = time.perf_counter()
     source = Path(source)
@@ -61,6 +61,8 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     checkpoint = host.open(source, loader)
     if not checkpoint.config and not checkpoint.tensors:
         raise BestiaryError(f"{source} holds a tokenizer and no weights")
+    if add is not None:
+        checkpoint = extended(checkpoint, host.open(Path(add)))
     if tokenizer is not None:
         checkpoint = checkpoint.having(tokenizer=host.open(Path(tokenizer)).tokenizer)
         if checkpoint.tokenizer.empty:

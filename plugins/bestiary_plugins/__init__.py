@@ -14,6 +14,19 @@ if TYPE_CHECKING:
 # "module:Class", imported when the hook is called: `bestiary --help` must not wait for numpy.
 ARCHITECTURES = (
     "architectures.llama:Llama",
+    "architectures.mistral:Mistral",
+    "architectures.mixtral:Mixtral",
+    "architectures.qwen2:Qwen2",
+    "architectures.qwen3:Qwen3",
+    "architectures.gemma2:Gemma2",
+    "architectures.phi3:Phi3",
+    "architectures.gpt2:Gpt2",
+    "architectures.gpt_neox:GptNeoX",
+    "architectures.bloom:Bloom",
+    "architectures.falcon:Falcon",
+    "architectures.chatglm1:ChatGlm1",
+    "architectures.chatglm:ChatGlm",
+    "architectures.glm4:Glm4",
 )
 LOADERS = (
     "loaders.gguf:Gguf",

@@ -7,9 +7,11 @@ models/llama3/chat_format.py; lm-sys/FastChat fastchat/conversation.py; FreedomI
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from bestiary.plugin import Template, TurnTemplate
+from bestiary.errors import BestiaryError
+from bestiary.plugin import Message, Segment, Template, TurnTemplate
 
 TASK = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 TASK_WITH_INPUT = ("Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -43,3 +45,53 @@ PHOENIX = TurnTemplate("phoenix", "{system}\n\n", "Human: <s>", "</s>", "Assista
 OF_LLAMA: Mapping[str, Template] = {template.name: template for template in (
     ALPACA, CHINESE_ALPACA, CHINESE_ALPACA_2, LLAMA2, LLAMA3, VICUNA_V0, VICUNA_V11, PHOENIX)}
 """Formats that models of LLaMA's graph were taught."""
+
+
+@dataclass(frozen=True)
+class Rounds(Template):
+    """Turns with a number, all one text. first: the number of the first. head: what a round begins with, `{}` standing
+    for its number; after_question, after_answer: what follows. bare: a first question without history stands alone."""
+
+    name: str
+    first: int
+    head: str
+    after_question: str
+    after_answer: str
+    bare: bool = False
+    stop: tuple[str, ...] = ()
+
+    def render(self, messages: Sequence[Message]) -> list[Segment]:
+        said = [turn.get("content") for turn in messages]
+        if len(messages) % 2 == 0 or not all(isinstance(text, str) for text in said) \
+                or any(turn.get("role") != ("user", "assistant")[i % 2] for i, turn in enumerate(messages)):
+            raise BestiaryError(f"chat template {self.name}: the user and the assistant take turns, each with a text, "
+                                "and the last message is the user's; there is no place for a system's")
+        if self.bare and len(said) == 1:
+            return [Segment(str(said[0]), False)]
+        pieces = [self.head.format(self.first + i // 2) + str(text) + self.after_question if i % 2 == 0
+                  else str(text) + self.after_answer for i, text in enumerate(said)]
+        return [Segment("".join(pieces), False)]
+
+
+@dataclass(frozen=True)
+class Roles(Template):
+    """Each message behind the token of its role, the two encoded apart. marks: role -> what that token is spelled."""
+
+    name: str
+    marks: Mapping[str, str]
+    answer: str
+    stop: tuple[str, ...] = ()
+
+    def render(self, messages: Sequence[Message]) -> list[Segment]:
+        pieces: list[Segment] = []
+        for turn in messages:
+            mark, content = self.marks.get(turn.get("role", "")), turn.get("content")
+            if mark is None or not isinstance(content, str):
+                raise BestiaryError(f"chat template {self.name}: a message needs a text and one of the roles "
+                                    f"{', '.join(self.marks)}")
+            pieces += [Segment(mark, True), Segment("\n", False), Segment(content, False)]
+        roles = [turn.get("role") for turn in messages]
+        if "user" not in roles or roles[-1] in ("system", "assistant"):
+            raise BestiaryError(f"chat template {self.name}: there is a message of the user, and the last one is the "
+                                "user's or a tool's")
+        return [*pieces, Segment(self.answer, True)]

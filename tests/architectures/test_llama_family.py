@@ -99,7 +99,10 @@ def test_every_spelling_of_the_rope_means_the_same() -> None:
 
 
 REFUSED: dict[str, dict[str, Any]] = {
-    "rope_scaling = 'yarn'": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    "rope_scaling = 'longrope'": {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}},
+    "mscale = 0.7 is not implemented": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7}},
+    "rope_theta = 0.5 with rope_scaling 'yarn'": {"rope_theta": 0.5, "rope_scaling": {"type": "yarn", "factor": 4.0}},
+    "partial_rotary_factor = 0.5": {"partial_rotary_factor": 0.5},
     "rope_scaling = 'dynamic'": {"rope_scaling": {"type": "dynamic", "factor": 4.0}},
     "hidden_act = 'gelu'": {"hidden_act": "gelu"},
     "hidden_size = 0": {"hidden_size": 0},

@@ -35,6 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "halves": {"rope": {"pairing": "halves"}},
     "part of the head": {"rope": {"start": 2, "count": 10, "scaling": 0.5, "magnitude": 1.2}},
     "factors": {"rope": {"factors": "factors"}},
+    "factors as numbers": {"rope": {"factors": [1.0, 1.5, 1.2, 2.0, 4.0, 5.0, 8.0, 8.0], "magnitude": 1.1}},
 }
 
 

@@ -114,6 +114,7 @@ ROPES: dict[str, dict[str, Any]] = {
     "from the middle to the end": {"start": 4},
     "factors": {"factors": "factors"},
     "factors, partial": {"factors": "factors", "start": 4, "pairing": "halves"},
+    "factors as numbers": {"factors": (1.5, 2.0, 4.0, 7.0)},
     "scaled": {"scaling": 0.25},
     "magnitude": {"magnitude": 1.2, "pairing": "halves"},
     "second stream": {"stream": 1},
@@ -128,7 +129,8 @@ def test_rope(name: str) -> None:
     positions = np.stack([np.arange(TOKENS), 3 * np.arange(TOKENS)[::-1]]).astype(np.int32)
     start, scaling = options.get("start", 0), options.get("scaling", 1.0)
     count = options.get("count", head_dim - start)
-    factors = RANDOM.uniform(1, 8, count // 2).astype(np.float32)
+    given = options.get("factors")
+    factors = np.array(given if isinstance(given, tuple) else RANDOM.uniform(1, 8, count // 2), np.float32)
     magnitude = options.get("magnitude", 1.0)
     wanted = x.astype(np.float64)
     for t in range(TOKENS):
@@ -318,5 +320,5 @@ def test_every_operation_of_the_closed_set_has_its_numpy_meaning() -> None:
     from bestiary_plugins.backends.numpy import Forward
 
     assert [name for name in OPERATIONS if not callable(getattr(Forward, name, None))] == []
-    traced = {name for name in vars(Trace) if not name.startswith("_")} - {"layers", "finish"}
+    traced = {name for name in vars(Trace) if not name.startswith("_")} - {"layers", "finish", "keep"}
     assert traced | {"input"} == set(OPERATIONS)

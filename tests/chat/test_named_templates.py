@@ -17,9 +17,12 @@ from bestiary.model import load_tokenizer
 from bestiary.template import Message, Segment
 
 NAMES = {"alpaca": "alpaca", "chinese-alpaca": "chinese_alpaca", "vicuna-v0": "vicuna_v0", "phoenix": "phoenix",
-         "vicuna-v1.1": "vicuna_v1.1", "llama-3": "llama-3-instruct"}
+         "vicuna-v1.1": "vicuna_v1.1", "llama-3": "llama-3-instruct",
+         "falcon-instruct": "falcon-instruct"}
 """Ours and the data's names of those that are texts around turns."""
-BETWEEN = {"chinese-alpaca": "\n\n"}  # where the data says nothing of what follows an answer
+# Where the data does not say what follows an answer, or stands before it:
+BETWEEN = {"chinese-alpaca": "\n\n", "falcon-instruct": "\n\n"}
+BEFORE = {"falcon-instruct": " "}
 
 
 def messages(*said: str, system: str | None = None) -> list[Message]:
@@ -42,7 +45,8 @@ def test_turns_are_as_written(host: Host, written: Mapping[str, Any], name: str)
     entry = written[NAMES[name]]
     system = "" if name == "llama-3" else entry["system"]
     ask = entry["user_prefix"] + "{}" + entry["user_suffix"] + entry["assistant_prefix"]
-    answer = entry.get("assistant_answer_prefix", "") + "{}" + entry.get("assistant_suffix", BETWEEN.get(name, ""))
+    answer = (entry.get("assistant_answer_prefix", BEFORE.get(name, "")) + "{}"
+              + entry.get("assistant_suffix", BETWEEN.get(name, "")))
     assert rendered(host, name, messages("One?")) == system + ask.format("One?")
     assert rendered(host, name, messages("One?", " Yes. ", "Two?", "No.", "三?")) == (
         system + ask.format("One?") + answer.format("Yes.") + ask.format("Two?") + answer.format("No.")
@@ -82,6 +86,8 @@ def test_a_system_message_takes_the_place_of_the_default(host: Host, written: Ma
     [*messages("a"), *messages("b"), *messages("c")], [{"role": "user", "content": 5}]], ids=repr)
 def test_messages_without_a_place_are_refused(host: Host, given: Any) -> None:
     for template in host.templates.values():
+        if template.name == "chatglm3-6b" and len(given) == 3:
+            continue  # its authors' program lets anybody speak twice
         with pytest.raises(BestiaryError, match="chat template"):
             template.render(given)
 
@@ -104,8 +110,8 @@ def test_there_is_no_silent_default(host: Host, data: Path, tmp_path: Path) -> N
     tokenizer = load_tokenizer(data / "tokenizers" / "llama-tokenizer.model", host)
     nothing = TokenizerMaterial()
     for chosen in (None, "lama-2"):
-        with pytest.raises(BestiaryError, match=r"alpaca, chinese-alpaca, chinese-alpaca-2, llama-2, llama-3, phoenix, "
-                                                r"vicuna-v0, vicuna-v1\.1"):
+        with pytest.raises(BestiaryError, match=r"alpaca, .*chinese-alpaca, chinese-alpaca-2, .*llama-2, llama-3, "
+                                                r".*phoenix, vicuna-v0, vicuna-v1\.1"):
             template_of(nothing, tokenizer, host, None, chosen)
     (tmp_path / "mine.jinja").write_text("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}")
     found = template_of(nothing, tokenizer, host, None, str(tmp_path / "mine.jinja")).render(messages("Hi"))

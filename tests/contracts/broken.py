@@ -172,8 +172,8 @@ class Losing(Dotted):
 
 
 class Misplacing(Dotted):
-    def layout(self, ids: list[int]) -> PromptLayout:
-        return replace(super().layout(ids), positions=(tuple(range(len(ids) - 1)),))
+    def layout(self, ids: list[int], config: Mapping[str, Any]) -> PromptLayout:
+        return replace(super().layout(ids, config), positions=(tuple(range(len(ids) - 1)),))
 
 
 class Trusting(Template):

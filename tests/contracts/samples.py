@@ -11,9 +11,9 @@ from pathlib import Path
 
 from safetensors.numpy import save_file
 
+from bestiary.canonical import spelled
 from bestiary.checkpoint import TokenizerMaterial, Vocabulary
 from bestiary.host import Host
-from bestiary.testing.naming import spelled
 from bestiary.testing.tiny import Floats, Model, make_model
 from bestiary_plugins.architectures.llama import Llama
 from bestiary_plugins.loaders.gguf_writer import GgufWriter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,37 @@ from bestiary.testing import (
     WriterContract,
 )
 from bestiary.testing.contract import imports_of
-from bestiary.testing.tiny import Model
+from bestiary.testing.tiny import Ids, Model
 from tests.contracts.samples import HEADERS, SAMPLES
 
 HOST = Host(HostSettings(names=()))
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192, "rope_theta": 500000.0}
-CONFIGS: dict[str, tuple[dict[str, Any], ...]] = {"llama": (
-    {"rope_parameters": LLAMA3}, {"rope_scaling": {"type": "linear", "factor": 4.0}}, {"attention_bias": True},
-    {"mlp_bias": True, "tie_word_embeddings": True}, {"head_dim": 10, "num_key_value_heads": 6})}
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+RW = {"new_decoder_architecture": False, "num_kv_heads": None, "multi_query": False, "alibi": True, "bias": True,
+      "parallel_attn": False}
+CONFIGS: dict[str, tuple[dict[str, Any], ...]] = {
+    "llama": (
+        {"rope_parameters": LLAMA3}, {"rope_scaling": {"type": "linear", "factor": 4.0}}, {"rope_scaling": YARN},
+        {"attention_bias": True}, {"mlp_bias": True, "tie_word_embeddings": True},
+        {"head_dim": 10, "num_key_value_heads": 6}),
+    "mistral": ({"sliding_window": None},),
+    "mixtral": ({"sliding_window": 9, "num_local_experts": 5, "num_experts_per_tok": 1},),
+    "qwen2": ({"use_sliding_window": False, "tie_word_embeddings": True, "rope_scaling": YARN},),
+    "qwen3": ({"attention_bias": True, "head_dim": 20},),
+    "gemma2": ({"attn_logit_softcapping": None, "final_logit_softcapping": None}, {"sliding_window": 5}),
+    "phi3": ({"rope_scaling": None, "partial_rotary_factor": None}, {"original_max_position_embeddings": 256}),
+    "gpt2": ({"tie_word_embeddings": False, "activation_function": "gelu"},),
+    "gptneox": ({"use_parallel_residual": False, "tie_word_embeddings": True},),
+    "bloom": ({"num_attention_heads": 8}, {"apply_residual_connection_post_layernorm": True},
+              {"tie_word_embeddings": False}),
+    "falcon": ({"new_decoder_architecture": False, "num_kv_heads": None, "tie_word_embeddings": False},
+               RW, {**RW, "num_attention_heads": 8}, {"num_ln_in_parallel_attn": 1}),
+    "chatglm": ({"pre_seq_len": 5}, {"multi_query_attention": False, "add_qkv_bias": False},
+                {"tie_word_embeddings": True, "rope_ratio": 2.0}),
+    "chatglm1": ({"pre_seq_len": 5},),
+    "glm4": ({"attention_bias": False},),
+}
 """What to change in a family's example, to go other ways through it."""
 
 
@@ -61,6 +83,13 @@ class TestArchitectures(ArchitectureContract):
         example = architecture.example_config()
         self.configs = [{**example, **changes} for changes in CONFIGS.get(architecture.name, ())]
         return super().models(architecture)
+
+    def ids(self, config: Mapping[str, Any], count: int, seed: int) -> Ids:
+        """Of a family whose prompts have an end, with that end."""
+        ids = super().ids(config, count, seed)
+        if "gmask_token_id" in config and count > 4:
+            ids[count // 2:count // 2 + 2] = config["gmask_token_id"], config["bos_token_id"]
+        return ids
 
 
 class TestLoaders(LoaderContract):

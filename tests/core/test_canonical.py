@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bestiary.architecture import Architecture, Rule
-from bestiary.canonical import matches, rename, to_canonical
+from bestiary.canonical import from_canonical, ignorable, matches, rename, to_canonical
 from bestiary.checkpoint import CANONICAL, Checkpoint, Overlay, TokenizerMaterial
 from bestiary.config import flag, whole
 from bestiary.errors import BestiaryError
@@ -149,6 +149,40 @@ def refusal(checkpoint: Checkpoint) -> str:
     return str(caught.value)
 
 
+class OldToy(Toy):
+    """Its first canonical files called a tensor otherwise, and a weight of it serves long contexts only."""
+
+    namings = {**Toy.namings, CANONICAL: (Rule("blk.{}.ffn_going_up.weight", "blk.{}.ffn_up.weight"),)}
+
+    def graph(self, config: Mapping[str, Any], context: int) -> Graph:
+        g = Trace()
+        x = g.linear(g.embed("token_embd.weight", 10, 4), "blk.0.ffn_up.weight", 3)
+        g.keep("long.weight", 3)
+        if context > 32:
+            x = g.rms_norm(x, "long.weight", 1e-5)
+        return g.finish(x, hidden=x)
+
+
+def old(**more: tuple[int, ...]) -> Checkpoint:
+    shapes = {"token_embd.weight": (10, 4), "long.weight": (3,), "blk.0.ffn_going_up.weight": (3, 4), **more}
+    tensors: dict[str, Tensor] = {name: ArrayTensor(np.zeros(shape, np.float32)) for name, shape in shapes.items()}
+    return Checkpoint(Path("old.bin"), {"layers": 1, "experts": 1}, tensors, CANONICAL)
+
+
+def test_names_of_older_canonical_files_have_rules_too() -> None:
+    assert set(to_canonical(old(), OldToy())[0].tensors) == {"token_embd.weight", "blk.0.ffn_up.weight", "long.weight"}
+    with pytest.raises(BestiaryError, match="no use for tensor blk.0.more"):
+        to_canonical(old(**{"blk.0.more": (1,)}), OldToy())
+
+
+def test_the_graph_follows_the_context_and_keeps_what_another_context_needs() -> None:
+    short, graph = to_canonical(old(), OldToy())
+    long, longer = to_canonical(old(), OldToy(), 33)
+    assert [node.op for node in graph.nodes] == ["embed", "linear"]
+    assert [node.op for node in longer.nodes] == ["embed", "linear", "rms_norm"]
+    assert set(short.tensors) == set(long.tensors) == set(graph.weights) == set(longer.weights)
+
+
 def test_tensors_that_are_missing_are_named() -> None:
     assert "tensor blk.1.attn_output.weight missing" in refusal(wild(2, ("layer.1.out",)))
     assert "tensors token_embd.weight, blk.0.attn_q.weight, blk.0.attn_k.weight and 1 more missing" in refusal(
@@ -274,3 +308,49 @@ def test_nothing_is_derived_from_a_config_that_the_tensors_contradict() -> None:
     tensors = {**bad.tensors, "layer.0.router": ArrayTensor(np.zeros((EXPERTS, 3), np.float32))}
     with pytest.raises(BestiaryError, match="router.weight has shape"):
         to_canonical(again(tensors, 11), Deriving())
+
+
+def test_the_way_back_gives_the_names_and_the_rows_there_were() -> None:
+    given = wild(2, layer__0__frequencies=(3,))
+    theirs = from_canonical(to_canonical(given, Toy())[0], Toy(), "wild")
+    used = {name: tensor for name, tensor in given.tensors.items() if not ignorable(Toy(), name)}
+    assert theirs.naming == "wild" and theirs.tensors.keys() == used.keys()
+    for name, tensor in used.items():
+        assert np.array_equal(theirs.tensors[name].array(), tensor.array()), name
+    copy: Checkpoint = pickle.loads(pickle.dumps(from_canonical(to_canonical(wild(2), Toy())[0], Toy(), "wild")))
+    assert copy.naming == "wild" and copy.tensors.keys() == theirs.tensors.keys()
+
+
+def test_what_follows_from_the_config_does_not_go_back() -> None:
+    given = wild(2)
+    own, _ = to_canonical(given.having(config={**given.config, "own": True}), Toy())
+    assert "own.weight" in own.tensors
+    assert from_canonical(own, Toy(), "wild").tensors.keys() == given.tensors.keys()
+
+
+def test_the_way_back_reads_no_row_before_it_is_asked() -> None:
+    class Unread(ArrayTensor):
+        def read(self, start: int, stop: int) -> Any:
+            raise AssertionError("read too early")
+
+    canonical, _ = to_canonical(wild(2), Toy())
+    unread = canonical.having(tensors={name: Unread(np.zeros(tensor.shape, np.float32))
+                                       for name, tensor in canonical.tensors.items()})
+    assert from_canonical(unread, Toy(), "wild").tensors
+
+
+def test_what_has_no_name_there_is_said() -> None:
+    canonical, _ = to_canonical(wild(2), Toy())
+    with pytest.raises(BestiaryError, match="toy does not know the tensor names of 'tame' checkpoints; known: wild"):
+        from_canonical(canonical, Toy(), "tame")
+    more = canonical.having(tensors={**canonical.tensors, "blk.0.odd.weight": ArrayTensor(np.zeros(4, np.float32))})
+    with pytest.raises(BestiaryError, match="'wild' checkpoints of toy have no name for tensor blk.0.odd.weight"):
+        from_canonical(more, Toy(), "wild")
+
+
+def test_a_transform_that_cannot_go_back_is_said() -> None:
+    canonical, _ = to_canonical(wild(2), Toy())
+    short = canonical.having(tensors={**canonical.tensors, "blk.0.attn_output.weight": ArrayTensor(
+        np.zeros((3, 4), np.float32))})
+    with pytest.raises(BestiaryError, match="4 rows cannot be permuted"):
+        from_canonical(short, Toy(), "wild")

@@ -333,7 +333,7 @@ def test_a_file_in_an_encoding_without_a_layout_says_whose_it_is(left: Place, fi
     (("run", "-m", "f16.crate", *GREEDY), "no loader recognises "),
     (("run", "-m", "f16.crate", "--loader", "crate", *GREEDY), "unknown loader 'crate'; known: "),
     (("run", "-m", "heron.gguf", *GREEDY), "unknown architecture 'heron"),
-    (("run", "-m", "MODEL", "--architecture", "heron", *GREEDY), "unknown architecture 'heron'; known: llama"),
+    (("run", "-m", "MODEL", "--architecture", "heron", *GREEDY), "unknown architecture 'heron'; known: bloom"),
     (("tokenize", "-m", "MODEL", "--chat", "--chat-template", "heron", "-p", "x"), "unknown chat template 'heron'"),
 ])
 def test_names_of_what_is_gone_are_unknown(left: Place, files: dict[str, Path], words: tuple[str, ...],

@@ -129,7 +129,7 @@ def test_a_third_party_provides_what_its_hooks_give(install: Install) -> None:
 def test_a_host_without_entry_points_has_the_plain_encodings_and_nothing_else() -> None:
     host = Host(HostSettings(), entry_points=False)
     assert host.report() == [] and list(host.loaders) == []
-    assert list(host.encodings) == ["bf16", "f16", "f32"] and host.encodings["F16"] is F16
+    assert sorted(host.encodings) == ["bf16", "f16", "f32"] and host.encodings["F16"] is F16
 
 
 def test_only_the_hook_of_the_kind_that_is_asked_for_is_called(install: Install) -> None:
@@ -498,7 +498,7 @@ def test_the_surest_architecture_wins(install: Install) -> None:
     with pytest.raises(BestiaryError, match="unknown architecture 'wyvern'; known: .*drake"):
         Host(HostSettings(names=("two",))).architecture_of(config, TokenizerMaterial(), "wyvern")
     install("four", "@hookimpl\ndef bestiary_architectures(): return [Family('dodo', 0)]")
-    with pytest.raises(BestiaryError, match="unknown architecture 'wyvern'; known: dodo.*plugin package"):
+    with pytest.raises(BestiaryError, match="unknown architecture 'wyvern'; known: .*dodo.*plugin package"):
         Host(HostSettings(names=("four",))).architecture_of(config, TokenizerMaterial())
 
 

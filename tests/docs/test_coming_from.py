@@ -22,6 +22,7 @@ import bestiary.model
 import bestiary.saving
 from bestiary.cli.main import main
 from bestiary.host import Host
+from bestiary_plugins.demo.beasts import publish
 from bestiary_plugins.demo.command import HERE
 from bestiary_plugins.demo.command import model as demo_model
 
@@ -94,6 +95,10 @@ def files(data: Path, host: Host, tmp_path_factory: pytest.TempPathFactory) -> P
     for name in ("stories260K.bin", "tok512.bin"):
         shutil.copyfile(data / "tiny-llama" / name, folder / name)
     shutil.copyfile(HERE / "held_back.txt", folder / "TEXT")
+    for family, name in (("bloom", "bigscience/bloomz-7b1"), ("bloom", "FreedomIntelligence/phoenix-inst-chat-7b"),
+                         ("falcon", "falcon-7b"), ("chatglm1", "THUDM/chatglm-6b"), ("chatglm", "THUDM/chatglm2-6b")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        publish(host.architectures[family], folder / name, 4, **({"seq_length": 2048} if family == "bloom" else {}))
     (folder / "prompts").mkdir()
     (folder / "prompts/alpaca.txt").write_text("Below is an instruction. Write a response.\n")
     split(folder / "f16", folder)

@@ -18,7 +18,7 @@ from bestiary.host import Host
 from bestiary.model import load_tokenizer
 from bestiary.tensor import ArrayTensor
 from bestiary.tokenizer_builder import build_tokenizer
-from bestiary_plugins.architectures.pre_tokenizers import LLAMA3, PRE_TOKENIZERS
+from bestiary_plugins.architectures.pre_tokenizers import LLAMA3
 from bestiary_plugins.loaders.gguf import open_gguf
 from bestiary_plugins.loaders.gguf_writer import GgufWriter
 from bestiary_plugins.loaders.vocabulary_arrays import arrays_of, from_tokenizer_json
@@ -108,15 +108,15 @@ def split(pattern: str, **level: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(("pre", "name"), [
     (LEVEL, "gpt-2"), (split(LLAMA3, use_regex=False), "smaug-bpe"), (split("own", use_regex=False), "mine"),
     (split(LLAMA3), "default"), (None, "default")])
-def test_a_pre_tokenizer_is_known_by_its_steps(pre: Any, name: str) -> None:
-    rules = {**PRE_TOKENIZERS, "mine": PreTokenizer(("own",))}
+def test_a_pre_tokenizer_is_known_by_its_steps(pre: Any, name: str, host: Host) -> None:
+    rules = {**host.pre_tokenizers, "mine": PreTokenizer(("own",))}
     assert from_tokenizer_json(library(pre), rules).pre_tokenizer == name
 
 
-def test_rules_with_one_pattern_differ_in_whether_whole_pieces_are_taken() -> None:
+def test_rules_with_one_pattern_differ_in_whether_whole_pieces_are_taken(host: Host) -> None:
     root = json.loads(library(split(LLAMA3, use_regex=False)))
     root["model"]["ignore_merges"] = True
-    assert from_tokenizer_json(json.dumps(root).encode(), PRE_TOKENIZERS).pre_tokenizer == "llama-bpe"
+    assert from_tokenizer_json(json.dumps(root).encode(), host.pre_tokenizers).pre_tokenizer == "llama-bpe"
 
 
 def test_a_list_of_ranks_is_written_as_llama_cpp_wants_it(tmp_path: Path, host: Host, data: Path) -> None:

@@ -51,6 +51,7 @@ def chat(
     cache_type_k: options.CacheTypeK = None,
     cache_type_v: options.CacheTypeV = None,
     tokenizer: options.TokenizerFile = None,
+    add: options.Add = None,
     loader: options.Loader = None,
     architecture: options.Architecture = None,
     gpu: options.Gpu = None,
@@ -75,7 +76,7 @@ def chat(
         loaded = load(options.model_path(host, model), backend, options.usable(threads, "-t"), ctx or None, type, host,
                       tokenizer=tokenizer, batch=batch, threads_prefill=options.usable(threads_batch, "-tb"),
                       cache_type_k=cache_type_k, cache_type_v=cache_type_v, loader=loader, architecture=architecture,
-                      progress=progress)
+                      add=add, progress=progress)
     with loaded:
         template = loaded.template(None if chat_template is None else options.clean(chat_template))
         seconds = time.perf_counter() - started

@@ -26,6 +26,7 @@ def convert(
     tokenizer: Annotated[Path | None, typer.Option(
         "--tokenizer", "--vocab-dir", metavar="FILE",
         help="Take the tokenizer from this file, folder or checkpoint.")] = None,
+    add: options.Add = None,
     output_format: Annotated[str | None, typer.Option(
         "--format", metavar="NAME", help="Output format; by default by OUT's name.")] = None,
     loader: options.Loader = None,
@@ -55,8 +56,8 @@ def convert(
     with terminal.progress_bar("converting") as progress:
         saved = save_as(source, outfile if out is None else out, None if auto else outtype, host, auto=auto,
                         format=output_format, loader=loader, architecture=architecture,
-                        tokenizer=options.vocabulary_path(tokenizer), context=ctx, pure=pure, requantize=requantize,
-                        force=force, progress=progress)
+                        tokenizer=options.vocabulary_path(tokenizer), add=add, context=ctx, pure=pure,
+                        requantize=requantize, force=force, progress=progress)
     report(saved)
 
 

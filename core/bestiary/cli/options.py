@@ -40,6 +40,8 @@ Architecture = Annotated[str | None, typer.Option(
     "--architecture", metavar="NAME", help="Take the model for one of this family.")]
 TokenizerFile = Annotated[Path | None, typer.Option(
     "--tokenizer", metavar="FILE", help="Take the tokenizer from this file or checkpoint.")]
+Add = Annotated[Path | None, typer.Option(
+    "--add", metavar="PATH", help="A checkpoint of further tensors, a trained prefix for example.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Pure = Annotated[bool, typer.Option("--pure", help="Every matrix in this type, the output matrix too.")]

@@ -32,6 +32,7 @@ def perplexity(
     cache_type_v: Annotated[str | None, typer.Option("-ctv", "--cache-type-v", metavar="TYPE")] = None,
     as_json: options.Json = False,
     tokenizer: options.TokenizerFile = None,
+    add: options.Add = None,
     loader: options.Loader = None,
     architecture: options.Architecture = None,
     gpu: options.Gpu = None,
@@ -55,7 +56,7 @@ def perplexity(
         with terminal.progress_bar("loading") as progress:
             loaded = load(path, backend, options.usable(threads, "-t"), ctx, type, host, tokenizer=tokenizer,
                           batch=batch, cache_type_k=cache_type_k, cache_type_v=cache_type_v, loader=loader,
-                          architecture=architecture, progress=progress)
+                          architecture=architecture, add=add, progress=progress)
         with loaded, terminal.progress_bar("scoring", "chunks") as progress:
             found = scoring.perplexity(loaded, text, ctx, progress or say, None if chunks < 0 else chunks)
     print(json.dumps(asdict(found)) if as_json else

@@ -70,6 +70,7 @@ def run(
     cache_type_v: options.CacheTypeV = None,
     memory_f32: Annotated[bool, typer.Option("--memory-f32", help="Both in f32.")] = False,
     tokenizer: options.TokenizerFile = None,
+    add: options.Add = None,
     loader: options.Loader = None,
     architecture: options.Architecture = None,
     rms_eps: Annotated[float | None, typer.Option(
@@ -119,7 +120,8 @@ def run(
         loaded = load(options.model_path(host, model), backend, options.usable(threads, "-t"), ctx or None, type, host,
                       tokenizer=tokenizer, batch=batch, threads_prefill=options.usable(threads_batch, "-tb"),
                       cache_type_k=cache_type_k or f32, cache_type_v=cache_type_v or f32, loader=loader,
-                      architecture=architecture, config=overrides(rms_eps, rope_base, rope_scale), progress=progress)
+                      architecture=architecture, config=overrides(rms_eps, rope_base, rope_scale), add=add,
+                      progress=progress)
     with loaded:
         seconds = time.perf_counter() - started
         if verbose_prompt:

@@ -35,6 +35,8 @@ CANONICAL_NAME = re.compile(r"(blk\.(0|[1-9][0-9]*)\.)?[a-z][a-z0-9_]*(\.[a-z][a
 LONGEST_NAME = 60
 """Readers of the canonical file take names of up to 63 bytes; a foreign encoding adds a few."""
 MOST_WEIGHTS = 1 << 21
+CONTEXTS = (1, 1 << 20)
+"""What a graph declares for one of them, it uses in that of another."""
 BAD_VALUES: tuple[Any, ...] = (
     "", "x", "12", -1, 0, 1, 3, 0.5, 1 << 31, 1 << 32, 1 << 63, -(1 << 63), 1e300, math.nan, math.inf, True, None, [],
     [1], [[]], {}, {"a": 1})
@@ -131,7 +133,13 @@ class ArchitectureContract(RunningContract):
             graph = model.graph
             expect(isinstance(graph, Graph), f"graph() gives {type(graph).__name__}, not the Graph of Trace.finish")
             expect(pickled(graph, "the graph") == graph, "the graph comes out of its pickle as another")
-            used = {name for node in graph.nodes for name in node.weights.values()}
+            graphs = [architecture.graph(model.checkpoint.config, context) for context in CONTEXTS]
+            for context, other in zip(CONTEXTS, graphs, strict=True):
+                expect(other.weights == graph.weights, f"the graph of context {context} declares other weights than "
+                                                       f"that of the model's own ({which}); see Trace.keep")
+            nodes = [node for other in (graph, *graphs) for node in (
+                *other.nodes, *(other.past.graph.nodes if other.past else ()))]
+            used = {name for node in nodes for name in node.weights.values()}
             expect(used == set(graph.weights), f"weights declared and not used, or used and not declared: "
                                                f"{', '.join(sorted(used ^ set(graph.weights)))} ({which})")
             for node in graph.nodes:
@@ -156,6 +164,8 @@ class ArchitectureContract(RunningContract):
             tensors, missing, told = own_tensors(architecture, model), dict[str, list[str]](), False
             for naming, rules in architecture.namings.items():
                 for made, left in spellings(rules, model.given, tensors):
+                    if naming == CANONICAL:  # what such rules do not name is called as it is
+                        made, left = {**made, **{name: tensors[name] for name in left}}, []
                     if left:
                         missing[naming] = left
                         continue

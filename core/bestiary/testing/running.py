@@ -11,6 +11,7 @@ import numpy as np
 from bestiary.architecture import PromptLayout
 from bestiary.errors import BestiaryError
 from bestiary.host import Host
+from bestiary.past import compiled
 from bestiary.testing.contract import Broken, Contract, expect
 from bestiary.testing.tiny import LIMITS, Ids, Model, Piece, Runs, difference, random_ids, running_backends
 
@@ -42,14 +43,14 @@ class RunningContract(Contract):
         return [self.ids(config, count, seed) for seed, count in enumerate((most, max(most // 2, 1), max(most - 3, 1)))]
 
     def runs(self, host: Host, backend: str, model: Model, threads: int = 1) -> Runs:
-        plan = host.backends[backend].compile(model.graph, model.tensors, replace(LIMITS, threads=threads))
+        plan = compiled(host.backends[backend], model.graph, model.tensors, replace(LIMITS, threads=threads))
         return Runs(plan, model.layout)
 
     def test_a_layout_has_a_place_for_every_token(self, architecture: Architecture) -> None:
         for which, model in self.models(architecture):
             streams = max([node.params["stream"] + 1 for node in model.graph.nodes if node.op == "rope"], default=1)
             for ids in (*self.prompts(model), self.prompts(model)[0][:1]):
-                layout = architecture.layout(ids.tolist())
+                layout = model.layout(ids.tolist())
                 expect(isinstance(layout, PromptLayout), f"layout() gives {type(layout).__name__} ({which})")
                 found = len(layout.positions), len(layout.next), len(layout.step)
                 expect(min(found) == max(found) >= streams, f"layout() has positions, next and step for {found} "
@@ -59,7 +60,7 @@ class RunningContract(Contract):
                 expect(0 <= layout.prefix <= len(ids), f"layout() of {len(ids)} tokens: prefix {layout.prefix}")
                 expect(model.graph.prefix_mask or not layout.prefix, f"layout() has a prefix of {layout.prefix}, and "
                        f"the graph of {which} is finished without prefix_mask=True")
-                expect(architecture.layout(ids.tolist()) == layout, "layout() of the same ids differs")
+                expect(model.layout(ids.tolist()) == layout, "layout() of the same ids differs")
 
     def test_the_forward_pass_gives_numbers(self, architecture: Architecture, host: Host) -> None:
         for which, model in self.models(architecture):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,7 +79,7 @@ def make_model(architecture: Architecture, config: Mapping[str, Any], seed: int 
     shapes = {name: shape for name, shape in graph.weights.items() if name not in derived}
     raw = Checkpoint(Path("tiny"), dict(config), random_weights(shapes, seed), CANONICAL, TokenizerMaterial())
     checkpoint, graph = to_canonical(raw, architecture)
-    return Model(dict(config), checkpoint, graph, architecture.layout)
+    return Model(dict(config), checkpoint, graph, partial(architecture.layout, config=checkpoint.config))
 
 
 def counting(ids: list[int]) -> PromptLayout:

@@ -6,15 +6,17 @@ Sources: Touvron et al. 2023 (arXiv 2302.13971); the Llama 3.1 reference code fo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from bestiary.config import flag, one_of, real, section, whole
+from bestiary.config import flag, one_of, real, section, whole, words
 from bestiary.errors import BestiaryError
-from bestiary.plugin import Architecture, Graph, Key, RankList, Rule, Trace
+from bestiary.graph import Value
+from bestiary.plugin import Architecture, Graph, Key, PreTokenizer, RankList, Rule, Trace
 from bestiary.transform import Regroup
-from bestiary_plugins.architectures.pre_tokenizers import PRE_TOKENIZERS
+from bestiary_plugins.architectures.pre_tokenizers import LLAMA3
 from bestiary_plugins.architectures.prompts import PROMPTS
+from bestiary_plugins.architectures.rotary import refuse_partial, yarn, yarn_scaling
 from bestiary_plugins.templates import OF_LLAMA
 
 if TYPE_CHECKING:
@@ -95,36 +97,49 @@ LLAMA3_SPECIAL = (
 """From id 128000 on; the first release named some of the reserved ones otherwise."""
 
 
+def linear(g: Trace, x: Value, name: str, width: int, bias: bool) -> Value:
+    return g.linear(x, f"{name}.weight", width, bias=f"{name}.bias" if bias else None)
+
+
 class Llama(Architecture):
-    """LLaMA and what has its graph."""
+    """LLaMA and what has its graph. Its kin differ in an attribute or a step of the graph, each a method here."""
 
     name = "llama"
+    called: tuple[str, str] = ("llama", "LlamaForCausalLM")
+    """Its `model_type` and its class in transformers."""
+    activations: Mapping[str, Callable[[Trace, Value], Value]] = {"silu": Trace.silu}
+    scalings: tuple[str, ...] = ("linear", "llama3", "yarn")
+    """Kinds of rope scaling that such models come with."""
+    pairing = "adjacent"
     namings = {"huggingface": HUGGINGFACE, "meta": META}
     ignorable = (r".*rotary_emb\.inv_freq", r"rope\.freqs",
                  r"output\.weight")  # a second copy of the embedding, where the two are tied
-    prompts = PROMPTS
-    pre_tokenizers = PRE_TOKENIZERS  # of anybody's: models with this graph come with all kinds of tokenizers
-    rank_lists = (RankList(128000, "llama-bpe", LLAMA3_SPECIAL, "<|begin_of_text|>", "<|end_of_text|>",
-                           ("<|eot_id|>", "<|eom_id|>")),)
+    prompts: Mapping[str, str] = PROMPTS
+    pre_tokenizers = {  # of rules with several names, the usual one comes first
+        **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"), PreTokenizer((LLAMA3,), True)),
+        **dict.fromkeys(("smaug-bpe", "dbrx"), PreTokenizer((LLAMA3,)))}
+    rank_lists: tuple[RankList, ...] = (RankList(128000, "llama-bpe", LLAMA3_SPECIAL, "<|begin_of_text|>",
+                                                 "<|end_of_text|>", ("<|eot_id|>", "<|eom_id|>")),)
     templates = OF_LLAMA
-    keys = (
+    keys: tuple[Key, ...] = (
         Key("head_dim", "{arch}.rope.dimension_count", "u32"),
         Key("rope_scaling", "{arch}.rope.scaling.type", "str",
-            to_file=lambda scaling: "linear" if scaling["rope_type"] == "linear" else None,
+            to_file=lambda scaling: scaling["rope_type"] if scaling["rope_type"] in ("linear", "yarn") else None,
             from_file=lambda kind: {"rope_type": kind}),
         Key("rope_factor", "{arch}.rope.scaling.factor", "f32"),
+        Key("rope_original_context", "{arch}.rope.scaling.original_context_length", "u32"),
     )
 
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:
-        classes = config.get("architectures")
-        named = isinstance(classes, (list, tuple, str)) and "LlamaForCausalLM" in classes
-        return 50 if named or config.get("model_type") == "llama" else 0
+        model_type, model_class = self.called
+        return 50 if config.get("model_type") == model_type or model_class in words(config, "architectures") else 0
 
     def normalise(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         scaling = {**section(config, "rope_parameters"), **section(config, "rope_scaling")}
         kind = scaling.get("rope_type") or scaling.get("type") or "default"
-        kind = one_of({"rope_scaling": kind}, "rope_scaling", ("default", "none", "linear", "llama3"), "default")
-        one_of(config, "hidden_act", ("silu",), "silu")
+        kind = one_of({"rope_scaling": kind}, "rope_scaling", ("default", "none", *self.scalings), "default")
+        refuse_partial(config, scaling)
+        bias = flag(config, "attention_bias", "blk.0.attn_q.bias" in shapes)
         normal = {
             **config,
             "hidden_size": whole(config, "hidden_size", high=WIDEST),
@@ -138,15 +153,20 @@ class Llama(Architecture):
             "max_position_embeddings": whole(config, "max_position_embeddings", 2048),
             "rms_norm_eps": real(config, "rms_norm_eps", 1e-6),
             "rope_theta": real(config, "rope_theta", real(scaling, "rope_theta", 10000.0)),
-            "attention_bias": flag(config, "attention_bias", "blk.0.attn_q.bias" in shapes),
+            "hidden_act": one_of(config, "hidden_act", self.activations, next(iter(self.activations))),
+            "attention_bias": bias,
+            "attention_output_bias": bias,
             "mlp_bias": flag(config, "mlp_bias", "blk.0.ffn_up.bias" in shapes),
             "tie_word_embeddings": flag(config, "tie_word_embeddings", bool(shapes) and "output.weight" not in shapes),
             "rope_scaling": None,
             "rope_factor": None,
+            "rope_original_context": None,
         }
         if kind == "linear":
             normal["rope_factor"] = real(config, "rope_factor", real(scaling, "factor", 1.0))
             normal["rope_scaling"] = {"rope_type": "linear", "factor": normal["rope_factor"]}
+        if kind == "yarn":
+            normal.update(yarn_scaling(config, scaling, normal["rope_theta"]))
         if kind == "llama3":
             real(scaling, "high_freq_factor", low=real(scaling, "low_freq_factor"))
             normal["rope_scaling"] = {"rope_type": "llama3", **{key: real(scaling, key) for key in (
@@ -168,33 +188,46 @@ class Llama(Architecture):
         return {"rope_freqs.weight": ArrayTensor((1 / ((1 - smooth) / factor + smooth)).astype(np.float32))}
 
     def graph(self, config: Config, context: int) -> Graph:
-        g = Trace()
-        c = config
-        heads, kv_heads, d, eps = c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"], c["rms_norm_eps"]
-
-        def linear(x: Any, name: str, width: int, bias: bool) -> Any:
-            return g.linear(x, f"{name}.weight", width, bias=f"{name}.bias" if bias else None)
-
-        def rope(x: Any) -> Any:
-            return g.rope(x, d, c["rope_theta"], scaling=1 / (c["rope_factor"] or 1),
-                          factors="rope_freqs.weight" if c["rope_factors"] else None)
-
+        g, c = Trace(), config
+        rotation, eps = self.rotation(g, c, context), c["rms_norm_eps"]
         x = g.embed("token_embd.weight", c["vocab_size"], c["hidden_size"])
         for i in g.layers(c["num_hidden_layers"]):
-            blk, bias = f"blk.{i}", c["attention_bias"]
-            h = g.rms_norm(x, f"{blk}.attn_norm.weight", eps)
-            q = rope(linear(h, f"{blk}.attn_q", heads * d, bias))
-            k = rope(linear(h, f"{blk}.attn_k", kv_heads * d, bias))
-            v = linear(h, f"{blk}.attn_v", kv_heads * d, bias)
-            a = g.attention(q, k, v, heads, kv_heads)
-            x = g.add(x, linear(a, f"{blk}.attn_output", c["hidden_size"], bias))
-            h, bias = g.rms_norm(x, f"{blk}.ffn_norm.weight", eps), c["mlp_bias"]
-            gate = g.silu(linear(h, f"{blk}.ffn_gate", c["intermediate_size"], bias))
-            h = g.mul(gate, linear(h, f"{blk}.ffn_up", c["intermediate_size"], bias))
-            x = g.add(x, linear(h, f"{blk}.ffn_down", c["hidden_size"], bias))
+            x = g.add(x, self.attention(g, c, g.rms_norm(x, f"blk.{i}.attn_norm.weight", eps), i, rotation))
+            x = g.add(x, self.feed_forward(g, c, g.rms_norm(x, f"blk.{i}.ffn_norm.weight", eps), i))
         h = g.rms_norm(x, "output_norm.weight", eps)
-        output = "token_embd.weight" if c["tie_word_embeddings"] else "output.weight"
-        return g.finish(g.linear(h, output, c["vocab_size"]), hidden=h)
+        return g.finish(self.output(g, c, h), hidden=h)
+
+    def rotation(self, g: Trace, c: Config, context: int) -> dict[str, Any]:
+        """How `rope` turns, for all layers: its keywords."""
+        if (c["rope_scaling"] or {}).get("rope_type") == "yarn":
+            return {"pairing": self.pairing, **yarn(c["head_dim"], c["rope_theta"], c["rope_scaling"])}
+        return {"pairing": self.pairing, "scaling": 1 / (c["rope_factor"] or 1),
+                "factors": "rope_freqs.weight" if c["rope_factors"] else None}
+
+    def attention(self, g: Trace, c: Config, h: Value, i: int, rotation: Mapping[str, Any], **scores: Any) -> Value:
+        heads, kv_heads, d = c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"]
+        q, k, v = self.queries_keys_values(g, c, h, i)
+        q, k = (g.rope(x, d, c["rope_theta"], **rotation) for x in (q, k))
+        a = g.attention(q, k, v, heads, kv_heads, window=self.window(c, i), **scores)
+        return linear(g, a, f"blk.{i}.attn_output", c["hidden_size"], c["attention_output_bias"])
+
+    def queries_keys_values(self, g: Trace, c: Config, h: Value, i: int) -> tuple[Value, ...]:
+        rows, bias = c["head_dim"] * c["num_key_value_heads"], c["attention_bias"]
+        return (linear(g, h, f"blk.{i}.attn_q", c["head_dim"] * c["num_attention_heads"], bias),
+                linear(g, h, f"blk.{i}.attn_k", rows, bias), linear(g, h, f"blk.{i}.attn_v", rows, bias))
+
+    def window(self, c: Config, i: int) -> int:
+        """How many positions layer i sees; 0 for all."""
+        return 0
+
+    def feed_forward(self, g: Trace, c: Config, h: Value, i: int) -> Value:
+        width, bias = c["intermediate_size"], c["mlp_bias"]
+        gate = self.activations[c["hidden_act"]](g, linear(g, h, f"blk.{i}.ffn_gate", width, bias))
+        return linear(g, g.mul(gate, linear(g, h, f"blk.{i}.ffn_up", width, bias)), f"blk.{i}.ffn_down",
+                      c["hidden_size"], bias)
+
+    def output(self, g: Trace, c: Config, h: Value) -> Value:
+        return g.linear(h, "token_embd.weight" if c["tie_word_embeddings"] else "output.weight", c["vocab_size"])
 
     def example_config(self) -> dict[str, Any]:
         return {"model_type": "llama", "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 2,

@@ -181,13 +181,14 @@ class _Lowering:
         x, halves = (node.inputs[0], False), p["pairing"] == "halves"
         if p["pairing"] not in ("halves", "adjacent"):
             raise BestiaryError(f"unknown rope pairing {p['pairing']!r}; known: adjacent, halves")
-        which = (p["base"], p["count"], p["scaling"], node.weights.get("factors"), p["magnitude"], p["stream"], halves)
+        which = (p["base"], p["count"], p["scaling"], node.weights.get("factors"), p["numbers"], p["magnitude"],
+                 p["stream"], halves)
         if which not in self.tables:
             self.tables[which] = table = len(self.tables)
             turns = p["scaling"] * p["base"] ** (-2.0 * np.arange(p["count"] // 2) / p["count"])
-            factors = self._array(node, "factors")
+            factors = p["numbers"] or self._array(node, "factors")
             if factors is not None:
-                turns = turns / factors.astype(np.float64)
+                turns = turns / np.asarray(factors, np.float64)
             frequencies = [float(turn) for turn in turns]
             self._emit([], [], lambda slot: self.program.rope_table(table, frequencies, halves, p["magnitude"],
                                                                    p["stream"]))

@@ -150,8 +150,8 @@ class Forward:
         p = node.params
         start, count = p["start"], p["count"]
         turns = p["scaling"] * p["base"] ** (-2.0 * np.arange(count // 2) / count)
-        if factors is not None:
-            turns = turns / factors.astype(np.float64)
+        if p["numbers"] or factors is not None:
+            turns = turns / np.asarray(p["numbers"] or factors, np.float64)
         angle = self.batch.positions[p["stream"]][:, None, None] * turns  # (tokens, 1, pairs)
         cos, sin = (f(angle).astype(np.float32) * np.float32(p["magnitude"]) for f in (np.cos, np.sin))
         heads = x.reshape(len(x), -1, p["head_dim"]).copy()

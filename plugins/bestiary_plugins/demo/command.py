@@ -35,12 +35,18 @@ def demo(
     backend: Annotated[str | None, typer.Option("--backend", metavar="NAME", help="Backend.")] = None,
     threads: Annotated[int | None, typer.Option("-t", "--threads", metavar="N", help="Threads.")] = None,
     seed: Annotated[int, typer.Option("-s", "--seed", metavar="N", help="Random seed of the stories.")] = SEED,
+    beasts: Annotated[bool, typer.Option("--beasts", help="A tiny random model of every family instead.")] = False,
 ) -> None:
     """Convert, quantize and run a small model, and compare the types."""
     from bestiary.model import load
     from bestiary.saving import save_as
 
     host = context.find_object(Host) or Host()
+    if beasts:
+        from bestiary_plugins.demo.beasts import beasts as every_family
+
+        with _saying_once():
+            return every_family(host, backend, threads, seed)
     with _saying_once(), tempfile.TemporaryDirectory(prefix="bestiary-demo-") as folder:
         files = {kind: Path(folder) / f"model-{kind}.gguf" for kind in TYPES if kind in host.quantizers}
         first = next(iter(files))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bestiary.architecture import COMMON_KEYS, Key
+from bestiary.architecture import COMMON_KEYS
 from bestiary.checkpoint import CANONICAL, Checkpoint, TokenizerMaterial
 from bestiary.errors import BestiaryError
 from bestiary.files import DataFile, FileTensor
@@ -122,8 +122,9 @@ def read_config(metadata: Metadata, tokenizer: TokenizerMaterial, tensors: Mappi
     architecture = metadata.text("general.architecture")
     if architecture is None:
         return base
-    family = host.architectures.get(architecture)
-    keys: tuple[Key, ...] = (*COMMON_KEYS, *(family.keys if family else ()))
+    host.architectures.get(architecture)  # raises where two plugins give the name: iteration leaves it out
+    families = [family for family in host.architectures.values() if family.file_name == architecture]
+    keys = dict.fromkeys((*COMMON_KEYS, *(key for family in families for key in family.keys)))
     config = from_keys(metadata, keys, architecture, base)
     for name, token in (("bos_token_id", tokenizer.bos), ("eos_token_id", tokenizer.eos)):
         if token is not None:
@@ -137,10 +138,9 @@ def read_config(metadata: Metadata, tokenizer: TokenizerMaterial, tensors: Mappi
 
 
 def recognised(config: Mapping[str, Any], tokenizer: TokenizerMaterial, architecture: str, host: Host) -> bool:
-    """Whether the config leads to the family that the file names."""
+    """Whether the config leads to a family that the file's name may mean."""
     try:
-        return architecture in host.architectures \
-            and host.architecture_of(config, tokenizer) is host.architectures[architecture]
+        return host.architecture_of(config, tokenizer).file_name == architecture
     except BestiaryError:
         return False
 

@@ -89,18 +89,21 @@ def metadata_of(checkpoint: Checkpoint, host: Host) -> Keys:
     family = family_of(checkpoint, host)
     table = (*COMMON_KEYS, *family.keys)
     decided = {"general.architecture", "general.name", *FILE_FACTS,
-               *(key.file.format(arch=family.name) for key in table)}
+               *(key.file.format(arch=family.file_name) for key in table)}
     keys: Keys = {
-        "general.architecture": ("str", family.name),
+        "general.architecture": ("str", family.file_name),
         "general.name": ("str", name_of(checkpoint)),
         **{key: (kind_of(value), value) for key, value in checkpoint.metadata.items()
-           if key.startswith(("general.", f"{family.name}.")) and key not in decided and kind_of(value) is not None},
+           if key.startswith(("general.", f"{family.file_name}.")) and key not in decided
+           and kind_of(value) is not None},
         "general.file_type": ("u32", file_type(tensors)),
         "general.quantization_version": ("u32", 2),
-        **to_keys(config, table, family.name),
+        **to_keys(config, table, family.file_name),
     }
     rows = tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else None
-    keys |= write_material(checkpoint.tokenizer, config, rows, {**host.pre_tokenizers, **family.pre_tokenizers},
+    own = family.pre_tokenizers
+    keys |= write_material(checkpoint.tokenizer, config, rows,
+                           {**own, **host.pre_tokenizers, **own},  # of names of one rule the family's own comes first
                            (*family.rank_lists, *host.rank_lists.values()))
     keys[CONFIG_KEY] = ("str", json.dumps(config, ensure_ascii=False, default=float))
     foreign = {name: tensor for name, tensor in tensors.items() if code_of(tensor.encoding) is None}
@@ -112,8 +115,8 @@ def metadata_of(checkpoint: Checkpoint, host: Host) -> Keys:
 def family_of(checkpoint: Checkpoint, host: Host) -> Architecture:
     """The family whose keys are written: the one the checkpoint's GGUF named, else the one that claims it."""
     named = checkpoint.metadata.get("general.architecture")
-    return host.architecture_of(checkpoint.config, checkpoint.tokenizer,
-                                named if isinstance(named, str) and named in host.architectures else None)
+    families = [name for name, family in host.architectures.items() if family.file_name == named]
+    return host.architecture_of(checkpoint.config, checkpoint.tokenizer, families[0] if len(families) == 1 else None)
 
 
 def encodings_of(tensors: Mapping[str, Tensor]) -> dict[str, Encoding]:

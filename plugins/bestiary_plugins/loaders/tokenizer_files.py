@@ -20,6 +20,9 @@ def folder_material(path: Path) -> TokenizerMaterial:
     """Everything the folder says about its tokenizer; each file may be absent. Raises BestiaryError for one that is too
     large, a Git LFS pointer, or no valid JSON."""
     files = {name: data for name in TOKENIZER_FILES if (data := _read(path / name)) is not None}
+    others = [found for found in sorted(path.glob("*.model")) if found.name != "tokenizer.model"]
+    if "tokenizer.model" not in files and len(others) == 1 and (data := _read(others[0])) is not None:
+        files["tokenizer.model"] = data  # some families' programs call it otherwise
     config, generation, tokenizer = (_settings(path / name) for name in (
         "config.json", "generation_config.json", "tokenizer_config.json"))
     ends = [*_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id"))]

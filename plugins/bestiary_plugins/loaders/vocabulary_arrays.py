@@ -27,7 +27,9 @@ from bestiary.table_tokenizer import MAX_PIECES
 from bestiary.tokenizer_settings import added_tokens, listed_tokens, special_spellings
 from bestiary_plugins.architectures.pre_tokenizers import DIGITS, GPT2, PUNCTUATION
 
-ADDED_SCORE, NEVER_MERGED = -1000.0, -1e6
+ADDED_SCORE = -1000.0
+NEVER_MERGED = -1e6
+"""Below every merge: llama.cpp merges letters to special tokens too, where nothing better is left."""
 
 
 def arrays_of(material: TokenizerMaterial, pre_tokenizers: Mapping[str, PreTokenizer]) -> Vocabulary | None:
@@ -59,7 +61,7 @@ def from_sentencepiece(files: Mapping[str, bytes]) -> Vocabulary:
     for token in sorted(added_tokens(files).values(), key=lambda token: token.id):
         for i in range(len(pieces), token.id + 1):  # ids that nothing names are unused
             pieces.append(unused(i).encode())
-            scores.append(ADDED_SCORE)
+            scores.append(NEVER_MERGED)
             kinds.append(UNUSED)
         if kinds[token.id] in (NORMAL, UNUSED) or pieces[token.id] != token.text.encode():
             pieces[token.id], kinds[token.id] = token.text.encode(), CONTROL if token.special else USER_DEFINED
