@@ -105,5 +105,5 @@ class Record:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if path := os.environ.get("BESTIARY_TEST_RECORD"):
+    if (path := os.environ.get("BESTIARY_TEST_RECORD")) and not hasattr(config, "workerinput"):  # once, for all workers
         config.pluginmanager.register(Record(Path(path)), "bestiary-record")
