@@ -8,7 +8,8 @@ from pathlib import Path
 
 PYTHONS = ("py310", "py311", "py312", "py313")
 OPTIMIZED = "optimized"
-WANTED = (*PYTHONS, OPTIMIZED, "parity")
+SANITIZE = "sanitize"
+WANTED = (*PYTHONS, OPTIMIZED, SANITIZE, "parity")
 
 
 def main(folder: Path) -> int:
@@ -24,7 +25,7 @@ def main(folder: Path) -> int:
             missing.append(f"{name}: no test passed")
         if name in (*PYTHONS, OPTIMIZED) and not record["data_tests"]:
             missing.append(f"{name}: no test on the test data ran (BESTIARY_TEST_DATA)")
-        if name in (*PYTHONS, OPTIMIZED) and not record["isas"]:
+        if name in (*PYTHONS, OPTIMIZED, SANITIZE) and not record["isas"]:
             missing.append(f"{name}: no compiled kernel was tested")
         if name == OPTIMIZED and not record["optimized"]:
             missing.append(f"{name}: that was no python -O")

@@ -6,7 +6,8 @@
 #include <cstring>
 #include <new>
 #include <utility>
-#if defined(__linux__)
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__) // which watches what it allocates itself, to the byte
+#define BESTIARY_MAPPED
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
@@ -18,7 +19,7 @@ class Memory {
     Memory() = default;
     explicit Memory(size_t size) : size_(size) {
         if (!size) return;
-#if defined(__linux__)
+#if defined(BESTIARY_MAPPED)
         if (const char *side = std::getenv("BESTIARY_GUARD_PAGES")) {
             guard(size, std::strcmp(side, "before") != 0);
             return;
@@ -34,10 +35,10 @@ class Memory {
             madvise(data_, size, MADV_HUGEPAGE);
         }
 #else
-        base_ = std::calloc(1, size + 64);
+        base_ = ::operator new(size, std::align_val_t{64}, std::nothrow);
         if (!base_) throw std::bad_alloc();
         data_ = static_cast<unsigned char *>(base_);
-        data_ += (64 - reinterpret_cast<size_t>(data_) % 64) % 64;
+        std::memset(data_, 0, size);
 #endif
     }
     Memory(Memory &&other) noexcept { swap(other); }
@@ -48,10 +49,10 @@ class Memory {
     Memory(const Memory &) = delete;
     Memory &operator=(const Memory &) = delete;
     ~Memory() {
-#if defined(__linux__)
+#if defined(BESTIARY_MAPPED)
         if (base_) munmap(base_, mapped_);
 #else
-        std::free(base_);
+        ::operator delete(base_, std::align_val_t{64});
 #endif
     }
     unsigned char *data() const { return data_; }
@@ -61,7 +62,7 @@ class Memory {
     }
 
   private:
-#if defined(__linux__)
+#if defined(BESTIARY_MAPPED)
     void guard(size_t size, bool after) {
         const size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (size + page - 1) / page * page;
         mapped_ = whole + 2 * page;

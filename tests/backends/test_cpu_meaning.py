@@ -124,6 +124,49 @@ def test_a_prefix_sees_itself_in_both_directions(lab: Lab, isa: str) -> None:
     assert np.abs(results[1] - results[0]).max() <= 5e-6 * np.ptp(results[0])
 
 
+def two_streams(prefix: bool) -> Graph:
+    """Keys and values of different widths, and each half of a head turned by a position stream of its own."""
+    g = Trace()
+    x = g.add(g.embed("token", 50, 64), g.embed("position", 64, 64, index="position"))
+    for i in g.layers(2):
+        h = g.rms_norm(x, f"{i}.norm", 1e-5)
+        q, k, v = (g.linear(h, f"{i}.{name}", width, bias=f"{i}.{name}_bias")
+                   for name, width in (("q", 4 * 24), ("k", 2 * 24), ("v", 2 * 16)))
+        q, k = (g.rope(g.rope(part, 24, 100.0, count=12, pairing="halves"), 24, 100.0, start=12, count=12,
+                       pairing="halves", stream=1) for part in (q, k))
+        a = g.attention(q, k, v, 4, 2, mask="prefix" if prefix else "causal")
+        x = g.add(x, g.linear(a, f"{i}.o", 64))
+    return g.finish(g.linear(x, "output", 50), x, prefix_mask=prefix)
+
+
+@each_isa
+@pytest.mark.parametrize("name", ["f32", "q4_0"])
+@pytest.mark.parametrize("prefix", [False, True], ids=["causal", "prefix"])
+def test_two_position_streams_and_prefixes_beside_one_another(lab: Lab, isa: str, name: str, prefix: bool) -> None:
+    """Three sequences in one batch: as the reference has it, and to the bit as each has it alone."""
+    graph = two_streams(prefix)
+    tensors = lab.weights(graph, QUANTIZERS[name])
+    limits = lab.limits(cache_type_k="f32", cache_type_v="f32", threads=2)
+    lengths, prefixes = (21, 40, 9), {0: 20, 1: 33} if prefix else {}
+    ids = [lab.ids(n, 50, seed=n) for n in lengths]
+    streams = [np.stack([np.minimum(np.arange(n), n - 4), np.maximum(np.arange(n) - n + 4, 0)]) for n in lengths]
+    results = []
+    for backend in (NumpyBackend(), CpuBackend(isa)):
+        plan = backend.compile(graph, tensors, limits)
+        order = np.random.default_rng(0).permutation(np.repeat(np.arange(3), lengths)).astype(np.int32)
+        places = np.stack([order == s for s in range(3)]).cumsum(axis=1)[order, np.arange(len(order))] - 1
+        batch = Batch(np.array([ids[s][i] for s, i in zip(order, places, strict=True)], np.int32),
+                      np.stack([streams[s][:, i] for s, i in zip(order, places, strict=True)], 1).astype(np.int32),
+                      order, np.arange(len(order), dtype=np.int32), prefixes=prefixes)
+        results.append(plan.forward(batch, plan.new_cache()))
+    expected, got = results
+    assert np.abs(got - expected).max() <= (5e-6 if name == "f32" else 0.03) * np.ptp(expected)
+    for s in range(3):
+        alone = Batch(ids[s], streams[s].astype(np.int32), np.zeros(lengths[s], np.int32),
+                      np.arange(lengths[s], dtype=np.int32), prefixes={0: prefixes[s]} if s in prefixes else {})
+        np.testing.assert_array_equal(got[order == s], plan.forward(alone, plan.new_cache()))
+
+
 FUNCTIONS: dict[str, tuple[Any, Any, float]] = {
     "silu": (lambda g, x: g.silu(x), lambda x: x / (1 + math.exp(-x)) if x > -700 else 0.0, 3e-7),
     "gelu erf": (lambda g, x: g.gelu(x), lambda x: x * 0.5 * math.erfc(-x / math.sqrt(2)), 2e-7),
