@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -94,19 +94,19 @@ def _main(given: list[str]) -> int:
             return 130
         except BrokenPipeError:
             # Whoever read our output has gone.
-            _forget_output()
+            _forget(sys.stdout)
             return 1
         except OSError as error:
             if error.errno != errno.ENOSPC or error.filename is not None:
                 raise
-            _forget_output()
+            _forget(sys.stdout)
             return _fail(f"cannot write the output: {error.strerror}", 1)
 
 
-def _forget_output() -> None:
+def _forget(stream: TextIO | None) -> None:
     """What is still buffered goes nowhere, so that the interpreter's last flush does not complain."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
 
 
 def _terminated(number: int, frame: object) -> None:
@@ -300,8 +300,10 @@ def _fail(message: str, status: int) -> int:
 def _say(line: str) -> None:
     """To stderr, as it is at this moment: a progress bar replaces it. That nobody listens, or that the disk of a log is
     full, stops no work."""
-    with contextlib.suppress(OSError):
-        print(line, file=sys.stderr)
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        _forget(sys.__stderr__)
 
 
 @contextlib.contextmanager
