@@ -71,8 +71,8 @@ class RunningContract(Contract):
                     continue
                 found = [(first, first + step) for first, step in zip(layout.next, layout.step, strict=True)]
                 wanted = [tuple(stream)[-2:] for stream in longer.positions]
-                expect(found == wanted, f"after {len(ids) - 2} tokens next = {layout.next}, step = {layout.step} put two "
-                       f"more at {found}; layout() of all {len(ids)} puts them at {wanted} ({which})")
+                expect(found == wanted, f"after {len(ids) - 2} tokens next = {layout.next}, step = {layout.step} put "
+                       f"two more at {found}; layout() of all {len(ids)} puts them at {wanted} ({which})")
 
     def test_the_forward_pass_gives_numbers(self, architecture: Architecture, host: Host) -> None:
         for which, model in self.models(architecture):
