@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import signal
 import sys
 import threading
@@ -44,10 +45,27 @@ def printing_to_stderr() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _same_files() -> Iterator[None]:
+    """The names that the user gave mean the same files afterwards, and new ones get the rights that they would have."""
+    here = None
+    with contextlib.suppress(OSError):  # it may be gone
+        here = os.getcwd()
+    mask = os.umask(0o077)  # to be told of it is to set it
+    os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(mask)
+        if here is not None:
+            with contextlib.suppress(OSError):
+                os.chdir(here)
+
+
+@contextlib.contextmanager
 def loading() -> Iterator[None]:
     """Around a plugin's import and its hooks: what it changes of the whole process without being asked to, the standard
-    streams, the filters of warnings and who is told of Ctrl-C, is as before at the end. A KeyboardInterrupt that nobody
-    at the keyboard caused is a fault like any other."""
+    streams, the working directory and the umask, the filters of warnings and who is told of Ctrl-C, is as before at the
+    end. A KeyboardInterrupt that nobody at the keyboard caused is a fault like any other."""
     import warnings  # late: somebody else has imported it by now
 
     before, came = signal.getsignal(signal.SIGINT), []
@@ -58,7 +76,7 @@ def loading() -> Iterator[None]:
 
     mine = threading.current_thread() is threading.main_thread() and callable(before)  # others get no signals
     try:
-        with printing_to_stderr(), warnings.catch_warnings():
+        with printing_to_stderr(), _same_files(), warnings.catch_warnings():
             if mine:
                 signal.signal(signal.SIGINT, interrupted)
             try:

@@ -339,6 +339,22 @@ def test_a_plugin_that_raises_an_interrupt_is_set_aside(install: Install) -> Non
     assert reason(Host(HostSettings()), "pressing") == "it raises KeyboardInterrupt, and nobody pressed Ctrl-C"
 
 
+@pytest.mark.parametrize("where", ["import", "hook"])
+def test_a_plugin_moves_nobody_to_another_folder_and_changes_no_rights(
+        install: Install, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change = "import os; os.chdir('/'); os.umask(0o777)\n"
+    hook = f"@hookimpl\ndef bestiary_commands():\n    {change}    return {{}}\n"
+    install("moving", ONE_QUANTIZER, change if where == "import" else hook)
+    monkeypatch.chdir(tmp_path)
+    mask = os.umask(0o027)
+    try:
+        host = Host(HostSettings())
+        assert "fixed" in host.quantizers and "moving" not in host.commands
+        assert (Path.cwd(), os.umask(mask)) == (tmp_path, 0o027)
+    finally:
+        os.umask(mask)
+
+
 # Names
 
 
