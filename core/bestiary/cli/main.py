@@ -26,15 +26,12 @@ import typer
 from bestiary import BestiaryError, __version__
 from bestiary.cli import terminal
 from bestiary.cli.not_here import WORDS
+from bestiary.commands import BUILT_IN
 from bestiary.discovery import OWN
 from bestiary.errors import Terminated, one_line
 from bestiary.guard import PASSING, calling
 from bestiary.host import Host, HostSettings
 from bestiary.registry import Origin, normal
-
-BUILT_IN: Mapping[str, str] = {name: f"bestiary.cli.{name}:{name}" for name in (
-    "run", "chat", "convert", "quantize", "inspect", "tokenize", "perplexity", "bench", "plugins")}
-"""name -> "module:function", as plugins give theirs."""
 
 GRACE = 5.0
 """Seconds that threads have at the end to finish what they do."""
