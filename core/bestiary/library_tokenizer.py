@@ -170,7 +170,7 @@ def _checked(data: Mapping[str, Any]) -> list[AddedToken]:
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < limit:
             raise BestiaryError(f"{WHAT}: piece {name[:40]!r} has id {short(token, 20)}; with {len(entries)} pieces "
                                 f"ids below {limit} make sense")
-    check_merges(model.get("merges") or [], entries, WHAT)
+    check_merges(data["model"].get("merges") or [], entries, WHAT)
     return added
 
 
