@@ -155,8 +155,9 @@ class Model:
             raise BestiaryError(f"max_tokens = {max_tokens!r}; it must be 0 or more, or -1 for as many as fit")
         stops = stop_texts(stop)
         ends = frozenset(self.tokenizer.ends) | frozenset(ends)
+        nameless = range(self.tokenizer.size, self.plan.graph.vocabulary)  # rows that no piece belongs to
         request = Request(tuple(ids), max_tokens, sampling, frozenset() if ignore_eos else ends,
-                          ends if ignore_eos else frozenset())
+                          frozenset(nameless) | (ends if ignore_eos else frozenset()))
         return TextStream(self, self.engine.submit(request), stops)
 
     def close(self) -> None:

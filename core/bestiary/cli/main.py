@@ -70,15 +70,10 @@ def _main(given: list[str]) -> int:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # it was closed; what is said goes nowhere
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it lives as long as the process
-    with contextlib.suppress(ValueError):  # in another thread than the first
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to go on
-                signal.signal(number, _terminated)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows "?"
             stream.reconfigure(errors="replace")
-    with _log_to_stderr():
+    with _told_to_end(), _log_to_stderr():
         try:
             status = _run(given)
             sys.stdout.flush()
@@ -104,6 +99,22 @@ def _forget(stream: TextIO | None) -> None:
     """What is still buffered goes nowhere, so that the interpreter's last flush does not complain."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Meanwhile the signals that end the program raise; afterwards they do what they did before."""
+    before: dict[int, Any] = {}
+    with contextlib.suppress(ValueError):  # in another thread than the first
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to go on
+                before[number] = signal.signal(number, _terminated)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _terminated(number: int, frame: object) -> None:
