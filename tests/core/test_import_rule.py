@@ -62,10 +62,10 @@ def test_the_library_needs_no_command_line() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_only_the_host_uses_pluggy() -> None:
+def test_only_the_hooks_use_pluggy() -> None:
     users = {path.name for folder in SOURCES.values() for path in folder.rglob("*.py")
              if any(module.split(".")[0] == "pluggy" for module, _ in imports(path.read_text(), ""))}
-    assert users == {"hookspecs.py", "host.py"}
+    assert users == {"hookspecs.py", "hooks.py"}
 
 
 def test_the_core_names_no_family_and_no_format() -> None:

@@ -6,6 +6,8 @@ import ast
 import contextlib
 import difflib
 import errno
+import functools
+import inspect
 import io
 import logging
 import os
@@ -16,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -29,8 +30,9 @@ from bestiary.cli.not_here import WORDS
 from bestiary.commands import BUILT_IN
 from bestiary.discovery import OWN
 from bestiary.errors import Terminated, one_line
-from bestiary.guard import PASSING, calling
+from bestiary.guard import PASSING, calling, whose_memory
 from bestiary.host import Host, HostSettings
+from bestiary.named_function import named_function
 from bestiary.registry import Origin, normal
 
 GRACE = 5.0
@@ -80,8 +82,9 @@ def _main(given: list[str]) -> int:
             return status
         except BestiaryError as error:
             return _fail(str(error), 1)
-        except MemoryError:
-            return _fail("out of memory: a smaller type, context or model needs less", 1)
+        except MemoryError as error:
+            where = f" ({who})" if (who := whose_memory(error)) else ""
+            return _fail(f"out of memory{where}: a smaller type, context or model needs less", 1)
         except KeyboardInterrupt:
             return 130
         except BrokenPipeError:
@@ -125,6 +128,7 @@ def _run(argv: list[str]) -> int:
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True, context_settings=SETTINGS)(bestiary)
     try:
+        who = "the command line"
         chosen, argv = take_plugin_options(argv)
         host = Host(HostSettings.from_environment(chosen.files, chosen.prefer))
         if argv and not argv[0].startswith("-"):
@@ -136,7 +140,8 @@ def _run(argv: list[str]) -> int:
             say_what_is_hidden(host)
             for name, target in targets(host).items():
                 app.command(name, short_help=first_line(target) or "")(lambda: None)
-        parser = typer.main.get_command(app)
+        with calling(who, "say its options"):
+            parser = typer.main.get_command(app)
         if argv and not argv[0].startswith("-"):
             refuse_cut(parser, argv)
         context = parser.make_context("bestiary", argv or ["--help"], obj=host)
@@ -264,23 +269,33 @@ def hidden_commands(host: Host) -> list[tuple[Origin, str]]:
 
 
 def say_what_is_hidden(host: Host) -> None:
-    for _, sentence in hidden_commands(host):
-        logging.getLogger("bestiary").warning("%s", sentence)
+    for origin, sentence in hidden_commands(host):
+        host.say_clash([origin], sentence)
 
 
 def command(target: str, who: str) -> Callable[..., Any]:
-    """The function that "module:function" names. Raises BestiaryError where it is not there."""
-    module, _, function = target.partition(":")
-    with calling(who, "load"):
+    """The function that "module:function" names. Raises BestiaryError where it is not there; of a plugin it is called
+    under guard, but may leave as ours do: by SystemExit, by what typer raises, by wrong usage."""
+    found = named_function(target, who)
+    if target in BUILT_IN.values():
+        return found
+
+    @functools.wraps(found)
+    def guarded(*given: Any, **named: Any) -> None:
         try:
-            found: Callable[..., Any] | None = getattr(import_module(module), function, None)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise  # a module that it needs
-            raise BestiaryError(f"{who}: there is no module {error.name}") from None
-    if found is None or not callable(found):
-        raise BestiaryError(f"{who}: module {module} has no function {function}")
-    return found
+            result = found(*given, **named)
+        except (SystemExit, typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if hasattr(error, "format_message"):  # the parser's own, as above
+                raise
+            with calling(who, "run"):
+                raise
+        if inspect.iscoroutine(result):
+            result.close()  # else Python itself says that nobody awaited it
+            raise BestiaryError(f"{who} is async; a command is called, and done when it returns")
+
+    return guarded
 
 
 def first_line(target: str) -> str | None:
