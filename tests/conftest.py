@@ -63,6 +63,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             report.user_properties.append(("isa", parameters["isa"]))
         if "data" in getattr(item, "fixturenames", ()):
             report.user_properties.append(("data", True))
+        report.user_properties += [(mark, True) for mark in ("machine", "slow") if item.get_closest_marker(mark)]
     return report
 
 
@@ -84,6 +85,15 @@ class Record:
         self.passed = self.failed = self.data_tests = 0
         self.skipped: dict[str, str] = {}
         self.isas: set[str] = set()
+        self.marked: dict[str, list[str]] = {"machine": [], "slow": []}
+        self.damaged: dict[str, int] = {}
+
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        """Formats that are damaged, whether or not that test is then chosen."""
+        if getattr(item, "originalname", "") == "test_a_damaged_file_is_used_or_refused":
+            parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+            if isinstance(parameters.get("name"), str):
+                self.damaged.setdefault(parameters["name"], 0)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.failed += report.failed
@@ -93,6 +103,11 @@ class Record:
         if report.passed and report.when == "call":
             self.isas |= {str(value) for name, value in report.user_properties if name == "isa"}
             self.data_tests += any(name == "data" for name, _ in report.user_properties)
+            for name, value in report.user_properties:
+                if name in self.marked:
+                    self.marked[name].append(report.nodeid)
+                elif name == "damaged" and isinstance(value, (list, tuple)):
+                    self.damaged[value[0]] = value[1]
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         self.failed += report.failed
@@ -101,7 +116,7 @@ class Record:
         self.path.write_text(json.dumps({
             "python": platform.python_version(), "optimized": sys.flags.optimize > 0, "passed": self.passed,
             "failed": self.failed, "data_tests": self.data_tests, "isas": sorted(self.isas),
-            "skipped": self.skipped}, indent=1))
+            "skipped": self.skipped, "damaged": self.damaged, **self.marked}, indent=1))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bestiary.checkpoint import TokenizerMaterial
+from bestiary.contributions import shown
 from bestiary.errors import BestiaryError
-from bestiary.template import Template
+from bestiary.guard import calling, printing_to_stderr
+from bestiary.template import Message, Segment, Template
 from bestiary.tokenizer import Tokenizer
 from bestiary.tokenizer_settings import named_token
 
@@ -40,6 +42,18 @@ def template_of(material: TokenizerMaterial, tokenizer: Tokenizer, host: Host | 
         return jinja(read(path), material, tokenizer, path.name)
     raise BestiaryError(f"unknown chat template {chosen!r}, and no file of that name; "
                         f"known: {', '.join(known) or 'none'}")
+
+
+def rendered(template: Template, messages: Sequence[Message], who: str) -> list[Segment]:
+    """The template's prompt. Raises BestiaryError, naming whose template it is, where it gives no segments of text."""
+    with calling(who, "render messages"), printing_to_stderr():
+        found: object = template.render(messages)
+        if isinstance(found, Iterable) and not isinstance(found, (str, bytes)):
+            found = list(found)
+            if all(isinstance(piece, Segment) and isinstance(piece.text, str) and isinstance(piece.special, bool)
+                   for piece in found):
+                return found
+    raise BestiaryError(f"{who} rendered messages and gave {shown(found)}, not a list of Segments of text")
 
 
 def read(path: Path) -> str:

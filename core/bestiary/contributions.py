@@ -13,8 +13,9 @@ from typing import Any
 from bestiary.architecture import Architecture, Key, PreTokenizer, RankList, Rule
 from bestiary.backend import Backend
 from bestiary.encoding import Encoding
-from bestiary.errors import printable
+from bestiary.errors import BestiaryError, printable
 from bestiary.hookspecs import GROUP
+from bestiary.layout_json import check_encoding
 from bestiary.loader import Loader, Writer
 from bestiary.quantizer import Quantizer
 from bestiary.registry import Origin, Provided
@@ -106,6 +107,11 @@ def _faults(kind: str, item: Any) -> Iterator[tuple[str, object, str]]:
         sizes = (encoding.block_size, *encoding.block_bytes) if isinstance(encoding.block_bytes, tuple) else (None,)
         if not (_word(encoding.name) and len(sizes) > 1 and all(isinstance(n, int) and n > 0 for n in sizes)):
             yield "encodings", encoding, "encoding with a name and whole sizes"
+            return
+        try:
+            check_encoding(encoding)
+        except BestiaryError as error:
+            raise Refused(f"quantizer {item.name}: its encoding cannot be read: {error}") from None
     if kind == "architectures":
         for name, rules in item.namings.items():
             if not (isinstance(name, str) and isinstance(rules, (tuple, list)) and all(map(_rule, rules))):
@@ -165,6 +171,8 @@ def shown(value: object) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     try:
+        if hasattr(value, "dtype") and hasattr(value, "shape"):  # an array: its numbers say nothing
+            return f"{type(value).__name__} of {value.dtype} and shape {value.shape}"
         return f"{type(value).__name__} {value!r:.60}"
     except Exception:
         return f"an object of {type(value).__name__}"

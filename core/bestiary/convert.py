@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bestiary.checkpoint import Checkpoint
-from bestiary.contributions import shown
 from bestiary.encoding import F16, F32
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph
-from bestiary.guard import calling, whose
+from bestiary.guard import calling
 from bestiary.host import Host
 from bestiary.quantizer import Quantizer
-from bestiary.tensor import Tensor
+from bestiary.tensor import Tensor, rows_of
 
 log = logging.getLogger("bestiary")
 
@@ -53,10 +52,10 @@ def recipe_for(quantizer: Quantizer, pure: bool = False, requantize: bool = Fals
 class Quantized(Tensor):
     """A weight in another encoding, quantized as it is read."""
 
-    def __init__(self, base: Tensor, quantizer: Quantizer, name: str, host: Host) -> None:
+    def __init__(self, base: Tensor, quantizer: Quantizer, name: str, guard: calling) -> None:
         self.shape, self.encoding = base.shape, quantizer.encoding
         self._base, self._quantizer, self._name = base, quantizer, name
-        self._guard = calling(whose(quantizer, host), f"quantize {name}")
+        self._guard = guard.also(f"quantize {name}")
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         rows = self._base.decode(start, stop)
@@ -65,11 +64,7 @@ class Quantized(Tensor):
                 blocks: object = self._quantizer.quantize(rows)
         except BestiaryError as error:
             raise BestiaryError(f"tensor {self._name}: {error}") from None
-        wanted = (stop - start, self.row_bytes)
-        if not isinstance(blocks, np.ndarray) or blocks.dtype != np.uint8 or blocks.shape != wanted:
-            raise BestiaryError(f"{self._guard.who} gave {shown(blocks)} for rows {start} to {stop} of {self._name}, "
-                                f"not bytes of shape {wanted}")
-        return blocks
+        return rows_of(blocks, self, start, stop, f"tensor {self._name}: {self._guard.who}")
 
 
 def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host) -> Checkpoint:
@@ -79,6 +74,7 @@ def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host) ->
     nodes = (*graph.nodes, *(graph.past.graph.nodes if graph.past else ()))
     by_position = {node.weights["weight"] for node in nodes
                    if node.op == "embed" and node.params["index"] == "position"}
+    guards: dict[str, calling] = {}
     tensors: dict[str, Tensor] = {}
     left: list[str] = []
     again: list[str] = []
@@ -96,7 +92,8 @@ def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host) ->
             continue
         if tensor.encoding.quantized:
             again.append(f"{name} from {tensor.encoding.name} to {quantizer.name}")
-        tensors[name] = Quantized(tensor, quantizer, name, host)
+        guard = guards.setdefault(quantizer.name, host.calling(quantizer, "quantize"))
+        tensors[name] = Quantized(tensor, quantizer, name, guard)
     if again:
         more = f" and {len(again) - 1} more" if len(again) > 1 else ""
         line = f"quantized already: {again[0]}{more}. What they lost does not come back, and a smaller type loses more"

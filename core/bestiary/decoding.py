@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from bestiary.contributions import shown
 from bestiary.encoding import Bits, Encoding, Factor, Layout
 from bestiary.errors import BestiaryError
+from bestiary.guard import calling
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -103,7 +105,13 @@ def decode(encoding: Encoding, rows: Bytes, columns: int) -> Floats:
     if encoding.number is not None:
         return number_from_bits(np.ascontiguousarray(rows).view(np.uint16).astype(np.uint32), encoding.number)
     if encoding.decoder is not None:
-        return encoding.decoder(rows, columns)
+        with calling(f"the decoder of encoding {encoding.name}", "decode rows"):
+            values: object = encoding.decoder(rows, columns)
+        wanted = (len(rows), columns)
+        if not isinstance(values, np.ndarray) or values.dtype != np.float32 or values.shape != wanted:
+            raise BestiaryError(f"the decoder of encoding {encoding.name} gave {shown(values)}, not float32 of shape "
+                                f"{wanted}")
+        return values
     if encoding.layout is None:
         raise BestiaryError(f"{encoding.name} has neither a layout nor a decoder")
     starts = np.cumsum([0, *sizes])

@@ -18,6 +18,9 @@ from bestiary.guard import whose
 from bestiary.guarded_plan import GuardedPlan
 from bestiary.sampling import Chooser, Sampling
 
+Placed = tuple[int, ...]
+"""A token's id, and its position in each stream."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -58,6 +61,10 @@ class Generation:
                          for stream, first, step in zip(self.layout.positions, self.layout.next, self.layout.step,
                                                         strict=True)], np.int32)
 
+    def placed(self, start: int, stop: int) -> list[Placed]:
+        """The tokens start..stop-1, each with where it stands."""
+        return list(zip(self.ids[start:stop], *self.positions(start, stop).tolist(), strict=True))
+
 
 class Engine:
     """Runs requests over one plan, as many at a time as its limits have sequences; the others wait their turn. Threads
@@ -70,7 +77,7 @@ class Engine:
         self.lock = threading.RLock()
         self._waiting: deque[Generation] = deque()
         self._running: list[Generation] = []
-        self._held: list[list[int]] = [[] for _ in range(plan.limits.sequences)]  # the ids each sequence holds
+        self._held: list[list[Placed]] = [[] for _ in range(plan.limits.sequences)]  # the tokens each sequence holds
 
     def submit(self, request: Request) -> Generation:
         """Queues a request. Raises BestiaryError where it can never run."""
@@ -139,7 +146,7 @@ class Engine:
         changed, row = [], 0
         for generation, count in parts:
             held = self._held[self._place(generation)]
-            held.extend(generation.ids[generation.done:generation.done + count])
+            held.extend(generation.placed(generation.done, generation.done + count))
             generation.done += count
             if generation.done == len(generation.ids):
                 self._advance(generation, logits[row])
@@ -187,10 +194,10 @@ class Engine:
         free = set(range(len(self._held))) - {generation.sequence for generation in self._running}
         while self._waiting and free:
             generation = self._waiting.popleft()
-            ids = list(generation.request.ids)
+            asked = generation.placed(0, len(generation.request.ids))
             # The sequence that shares the longest beginning; among equals the one that holds least.
-            place = max(free, key=lambda s: (self._shared(ids, s), -len(self._held[s])))
-            shared = self._shared(ids, place)
+            place = max(free, key=lambda s: (self._shared(asked, s), -len(self._held[s])))
+            shared = self._shared(asked, place)
             with self.plan.guard:
                 self.cache.truncate(place, shared)
             del self._held[place][shared:]
@@ -198,13 +205,13 @@ class Engine:
             self._running.append(generation)
             free.remove(place)
 
-    def _shared(self, ids: list[int], place: int) -> int:
-        """Tokens of the prompt that the sequence holds already; the last one is run again for its logits. None where
-        a prefix sees itself in both directions, or where positions depend on the whole prompt."""
+    def _shared(self, asked: list[Placed], place: int) -> int:
+        """Tokens of the prompt that the sequence holds already, where they stand in the prompt; the last one is run
+        again for its logits. None where a prefix sees itself in both directions."""
         if self.plan.graph.prefix_mask:
             return 0
         held, count = self._held[place], 0
-        while count < min(len(held), len(ids) - 1) and held[count] == ids[count]:
+        while count < min(len(held), len(asked) - 1) and held[count] == asked[count]:
             count += 1
         return count
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
-from bestiary.errors import BestiaryError
+from bestiary.config import LARGEST
+from bestiary.errors import BestiaryError, short
 
 # The numpy meaning of every operation is backends/numpy's method of the same name; x is (tokens, width) throughout.
 OPERATIONS = ("input", "embed", "linear", "rms_norm", "layer_norm", "rope", "attention", "moe", "silu", "gelu", "add",
               "mul", "scale", "slice", "soft_cap", "call")
+MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -95,17 +100,20 @@ class Value:
 
 
 class Trace:
-    """Records the operations that an architecture's `graph` calls. Every use of a weight declares its shape."""
+    """Records the operations that an architecture's `graph` calls. Every use of a weight declares its shape. Raises
+    BestiaryError for a size, a number or a name that cannot be one: many come from a file."""
 
     def __init__(self) -> None:
         self._nodes: list[Node] = []
         self._weights: dict[str, tuple[int, ...]] = {}
         self._layer: int | None = None
 
-    def layers(self, count: int) -> Any:
+    def layers(self, count: int) -> Iterator[int]:
         """Iterates over the layers; nodes recorded meanwhile know theirs."""
-        for self._layer in range(count):
-            yield self._layer
+        _whole("a graph", high=MOST_LAYERS, layers=count)
+        for layer in range(count):
+            self._layer = layer
+            yield layer
         self._layer = None
 
     def finish(self, output: Value, hidden: Value, prefix_mask: bool = False, past: Past | None = None) -> Graph:
@@ -114,6 +122,10 @@ class Trace:
         return Graph(tuple(self._nodes), weights, output.index, hidden.index, prefix_mask, past)
 
     def _weight(self, name: str, *shape: int) -> str:
+        if not isinstance(name, str) or not name:
+            raise BestiaryError(f"a weight is called {short(name)}; a text is wanted")
+        for size in shape:
+            _whole(f"weight {name}", size=size)
         if self._weights.setdefault(name, shape) != shape:
             raise BestiaryError(f"weight {name} is used as {self._weights[name]} and as {shape}")
         return name
@@ -135,6 +147,7 @@ class Trace:
         return given
 
     def _group(self, x: Value, group: int) -> int:
+        _whole("a norm", 0, group=group)
         size = group or x.width
         if x.width % size:
             raise BestiaryError(f"a norm over groups of {size} in {x.width} columns")
@@ -146,23 +159,27 @@ class Trace:
 
     def embed(self, weight: str, rows: int, width: int, index: str = "token") -> Value:
         """Row `index` of the weight (rows, width) for each token. index: "token" (its id) or "position"."""
+        _whole("embed", rows=rows, width=width)
         return self._node("embed", (), width, {"weight": self._weight(weight, rows, width)},
                           index=self._word("index", index, ("token", "position")))
 
     def linear(self, x: Value, weight: str, width: int, bias: str | None = None) -> Value:
         """x @ weight.T + bias; weight (width, x.width), bias (width,)."""
+        _whole("linear", width=width)
         return self._node("linear", (x,), width, {
             "weight": self._weight(weight, width, x.width), "bias": bias and self._weight(bias, width)})
 
     def rms_norm(self, x: Value, weight: str | None, eps: float, group: int = 0) -> Value:
         """x / sqrt(mean(x ** 2) + eps) * weight, over the whole row, or over groups of `group` columns, which then
         share the weight (group,)."""
+        _real("rms_norm", 0, eps=eps)
         size = self._group(x, group)
         return self._node("rms_norm", (x,), x.width, {"weight": weight and self._weight(weight, size)},
                           eps=eps, group=size)
 
     def layer_norm(self, x: Value, weight: str | None, bias: str | None, eps: float, group: int = 0) -> Value:
         """(x - mean) / sqrt(variance + eps) * weight + bias; groups as in rms_norm."""
+        _real("layer_norm", 0, eps=eps)
         size = self._group(x, group)
         return self._node("layer_norm", (x,), x.width, {
             "weight": weight and self._weight(weight, size), "bias": bias and self._weight(bias, size)},
@@ -177,12 +194,15 @@ class Trace:
         pairing "adjacent", (j, j + count / 2) for "halves". factors: a weight (count / 2,), or the numbers themselves.
         The result is multiplied by `magnitude`.
         """
+        _whole("rope", head_dim=head_dim)
+        _whole("rope", 0, start=start, stream=stream, **({} if count is None else {"count": count}))
+        _real("rope", base=base, scaling=scaling, magnitude=magnitude)
         count = head_dim - start if count is None else count
         if x.width % head_dim or count % 2 or count < 2 or start + count > head_dim:
             raise BestiaryError(f"rope over columns {start}..{start + count} of heads of {head_dim} in {x.width}")
         numbers = () if factors is None or isinstance(factors, str) else tuple(map(float, factors))
-        if len(numbers) not in (0, count // 2) or not all(numbers):
-            raise BestiaryError(f"{len(numbers)} factors for {count // 2} pairs; none of them may be 0")
+        if len(numbers) not in (0, count // 2) or not all(number and _finite(number) for number in numbers):
+            raise BestiaryError(f"{len(numbers)} factors for {count // 2} pairs; none of them may be 0 or infinite")
         weight = self._weight(factors, count // 2) if isinstance(factors, str) else None
         return self._node("rope", (x,), x.width, {"factors": weight}, numbers=numbers,
                           head_dim=head_dim, base=base, start=start, count=count, scaling=scaling, stream=stream,
@@ -197,23 +217,30 @@ class Trace:
         it). slopes: ALiBi, one a head; the bias is slope * (key position - query position). window: how many of the
         last positions are seen, the token's own included; 0 for all. soft_cap: cap(s) = soft_cap * tanh(s / soft_cap).
         """
+        _whole("attention", heads=heads, kv_heads=kv_heads)
+        _whole("attention", 0, window=window)
+        scale = 1 / math.sqrt(max(q.width // heads, 1)) if scale is None else scale
+        _real("attention", scale=scale)
+        _real("attention", 0, soft_cap=soft_cap)
         if heads % kv_heads or q.width % heads or k.width % kv_heads or v.width % kv_heads \
                 or k.width // kv_heads != q.width // heads or len(slopes) not in (0, heads):
             raise BestiaryError(f"attention of {heads} heads in {q.width} columns with {kv_heads} key heads in "
                                 f"{k.width} and values in {v.width}")
+        if not all(map(_finite, slopes)):
+            raise BestiaryError(f"attention: slopes = {short(slopes)}; they must be numbers")
         if self._layer is None:
             raise BestiaryError("attention stands outside of the layers; its keys would have no place in the cache")
         return self._node("attention", (q, k, v), heads * (v.width // kv_heads), heads=heads, kv_heads=kv_heads,
-                          scale=1 / math.sqrt(q.width // heads) if scale is None else scale,
-                          mask=self._word("mask", mask, ("causal", "prefix")), slopes=slopes, window=window,
-                          soft_cap=soft_cap)
+                          scale=scale, mask=self._word("mask", mask, ("causal", "prefix")), slopes=slopes,
+                          window=window, soft_cap=soft_cap)
 
     def moe(self, x: Value, router: str, gate: str, up: str, down: str, *, experts: int, width: int, top_k: int,
             normalise: bool = True) -> Value:
         """The `top_k` experts of each token by softmax(x @ router.T), each down(silu(gate x) * up x), summed with their
         probabilities, which are divided by their sum where `normalise`. gate, up: (experts, width, x.width);
         down: (experts, x.width, width); router: (experts, x.width)."""
-        if not 0 < top_k <= experts:
+        _whole("moe", experts=experts, width=width, top_k=top_k)
+        if top_k > experts:
             raise BestiaryError(f"{top_k} of {experts} experts a token")
         return self._node("moe", (x,), x.width, {
             "router": self._weight(router, experts, x.width), "gate": self._weight(gate, experts, width, x.width),
@@ -238,16 +265,19 @@ class Trace:
 
     def scale(self, x: Value, factor: float) -> Value:
         """x * factor."""
+        if not _finite(factor):
+            raise BestiaryError(f"scale: factor = {short(factor)}; it must be a number")
         return self._node("scale", (x,), x.width, factor=factor)
 
     def slice(self, x: Value, start: int, stop: int) -> Value:
         """Columns start..stop-1."""
-        if not 0 <= start < stop <= x.width:
-            raise BestiaryError(f"slice {start}..{stop} of {x.width} columns")
+        if type(start) is not int or type(stop) is not int or not 0 <= start < stop <= x.width:
+            raise BestiaryError(f"slice {short(start)}..{short(stop)} of {x.width} columns")
         return self._node("slice", (x,), stop - start, start=start, stop=stop)
 
     def soft_cap(self, x: Value, cap: float) -> Value:
         """cap * tanh(x / cap)."""
+        _real("soft_cap", cap=cap)
         return self._node("soft_cap", (x,), x.width, cap=cap)
 
     def call(self, function: str, *inputs: Value, weights: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
@@ -255,5 +285,27 @@ class Trace:
         """A plugin's own operation "package.module:function", row-wise and without state: called with its inputs as
         (tokens, width) float32 arrays, its weights and params by keyword, it returns (tokens, width) float32.
         weights: part -> (canonical name, shape)."""
+        if not isinstance(function, str) or not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", function):
+            raise BestiaryError(f"call of {short(function)}; \"package.module:function\" is wanted")
+        _whole("call", width=width)
         named = {part: self._weight(name, *shape) for part, (name, shape) in (weights or {}).items()}
         return self._node("call", inputs, width, dict(named), function=function, **params)
+
+
+def _whole(what: str, low: int = 1, high: int = LARGEST, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if type(size) is not int or not low <= size <= high:
+            raise BestiaryError(f"{what}: {name} = {short(size)}; it must be an integer from {low} to {high}")
+
+
+def _finite(number: object) -> bool:
+    most = sys.float_info.max  # a Python integer may be beyond it
+    return isinstance(number, Real) and not isinstance(number, bool) and bool(number <= most and not number < -most)
+
+
+def _real(what: str, low: float | None = None, **numbers: float) -> None:
+    """low: the least, itself included; None for anything above 0."""
+    for name, number in numbers.items():
+        if not _finite(number) or (number <= 0 if low is None else number < low):
+            raise BestiaryError(f"{what}: {name} = {short(number)}; it must be a number "
+                                f"{'above 0' if low is None else f'from {low:g}'}")

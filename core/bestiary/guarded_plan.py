@@ -21,6 +21,7 @@ class GuardedPlan(Plan):
         """For calls into the plan's caches."""
         with self.guard:
             self.graph, self.limits = plan.graph, plan.limits
+            self._widths = {"logits": plan.graph.vocabulary, "hidden": plan.graph.nodes[plan.graph.hidden].width}
 
     def new_cache(self, limits: Limits | None = None) -> KVCache:
         with self.guard:
@@ -31,9 +32,13 @@ class GuardedPlan(Plan):
 
     def forward(self, batch: Batch, cache: KVCache, output: str = "logits") -> NDArray[np.float32]:
         with self.guard:
-            rows = self.plan.forward(batch, cache, output)
-        if len(batch.wanted) and getattr(rows, "shape", ())[:1] != (len(batch.wanted),):
-            raise BestiaryError(f"{self.who} gave {shown(rows)}, not a row for each of {len(batch.wanted)} tokens")
+            rows: object = self.plan.forward(batch, cache, output)
+        wanted = (len(batch.wanted), self._widths[output])
+        if not isinstance(rows, np.ndarray) or rows.dtype.kind != "f" or rows.shape != wanted:
+            if wanted[0]:
+                raise BestiaryError(f"{self.who} gave {shown(rows)}, not float32 of shape {wanted}: a row for each of "
+                                    f"{wanted[0]} tokens")
+            return np.empty(wanted, np.float32)
         return rows
 
     def close(self) -> None:

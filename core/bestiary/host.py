@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
-import stat
 import threading
 import time
 import traceback
@@ -14,16 +12,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pluggy
-
 from bestiary import hookspecs
 from bestiary.architecture import Architecture, PreTokenizer, RankList
 from bestiary.backend import Backend
-from bestiary.contributions import KINDS, PREFIX, Refused, call_hooks, one_line, shown
+from bestiary.contributions import KINDS, Refused, call_hooks, one_line, shown
 from bestiary.discovery import OWN, Candidate, installed, one_file
 from bestiary.encoding import PLAIN, Encoding
 from bestiary.errors import BestiaryError, printable
+from bestiary.first_look import described, first_look
 from bestiary.guard import PASSING, calling, loading, printing_to_stderr, same, whose
+from bestiary.hooks import hooks_of
 from bestiary.loader import Loader, Writer
 from bestiary.quantizer import Quantizer
 from bestiary.registry import Origin, Provided, Registry, normal
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from bestiary.checkpoint import Checkpoint, TokenizerMaterial
 
 T = TypeVar("T")
-_LFS = b"version https://git-lfs.github.com/spec/"
 _SLOW = 1.0
 """Seconds of a plugin's import from which on the user is told: every command waits for it."""
 
@@ -103,7 +100,8 @@ class Host:
     Making one reads metadata of installed distributions and imports nothing; plugins are imported, and a hook is
     called, when something of its kind is first asked for. A plugin that cannot be imported, or one of whose hooks
     fails, is set aside as a whole: nothing of it is used, one line on the log `bestiary` says so, `report` has the
-    traceback. Hooks are called under that rule; so is everything else here that calls a plugin.
+    traceback. Only hooks set a plugin aside: what fails of its items later, asked by `recognise`, `architecture_of`
+    or `unavailable`, counts as not able and is said; what fails under `calling` is an error that names the item.
 
     Raises BestiaryError where the settings name a distribution or file that does not exist.
     """
@@ -197,21 +195,12 @@ class Host:
         """The loader of that name, or the one that recognises the path most surely. Raises BestiaryError where the path
         is missing, empty, or a Git LFS pointer, where no loader recognises it, and where two are equally sure."""
         path = Path(path)
-        try:
-            start = _start(path)
-        except FileNotFoundError:
-            raise BestiaryError(f"{path} does not exist") from None
-        except OSError as error:
-            raise BestiaryError(f"cannot read {path}: {error.strerror}") from None
-        if start == b"":
-            raise BestiaryError(f"{path} is an empty file")
-        if start is not None and start.startswith(_LFS):
-            raise BestiaryError(f"{path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`")
+        start = first_look(path)
         if loader is not None:
             return self.loaders[loader]
-        surest = self._surest(self.loaders, lambda item: item.recognise(path), f"recognise {path}")
+        surest = self._surest(self.loaders.entries(), lambda item: item.recognise(path), f"recognise {path}")
         if not surest:
-            raise BestiaryError(f"no loader recognises {path} ({_describe(path, start)}); "
+            raise BestiaryError(f"no loader recognises {path} ({described(path, start)}); "
                                 f"known: {', '.join(self.loaders.names) or 'none'}")
         return self._only(self.loaders, surest, f"recognise {path}", "--loader")
 
@@ -221,27 +210,43 @@ class Host:
 
     def open_as(self, loader: Loader, path: str | os.PathLike[str]) -> Checkpoint:
         """As `open`, by a loader that is chosen already."""
-        from bestiary.checkpoint import Checkpoint  # late: it needs numpy
+        from bestiary.guarded_checkpoint import guarded  # late: it needs numpy
 
-        with self.calling(loader, f"open {path}"), printing_to_stderr():
-            checkpoint: object = loader.open(Path(path), self)
-        if not isinstance(checkpoint, Checkpoint):
-            raise BestiaryError(f"{self.whose(loader)} opened {path} and gave {shown(checkpoint)}, not a Checkpoint")
-        return checkpoint
+        guard = self.calling(loader, f"open {path}")
+        with printing_to_stderr():
+            with guard:
+                checkpoint: object = loader.open(Path(path), self)
+            return guarded(checkpoint, Path(path), guard)
 
     def architecture_of(self, config: Mapping[str, Any], tokenizer: TokenizerMaterial,
                         name: str | None = None) -> Architecture:
-        """The family of that name, or the one that claims the model most surely. Raises BestiaryError, listing the
-        known, where none does, and where two are equally sure."""
+        """The family of that name, or the one that claims the model most surely; so too of two of that name. Raises
+        BestiaryError, listing the known, where none does, and where two are equally sure."""
         if name is not None:
-            return self.architectures[name]
-        surest = self._surest(self.architectures, lambda item: item.claims(config, tokenizer), "claim the model")
+            surest = self._claiming(self.architectures.candidates(name), config, tokenizer)
+            return surest[0].item if len(surest) == 1 else self.architectures[name]
+        surest = self._claiming(self.architectures.entries(), config, tokenizer)
         if not surest:
             what = config.get("architectures") or config.get("model_type")
             called = f"unknown architecture {what!r}" if what else "the config names no architecture"
             raise BestiaryError(f"{called}; known: {', '.join(self.architectures.names) or 'none'}. "
                                 "A plugin package can add one, --architecture choose one")
         return self._only(self.architectures, surest, "claim the model", "--architecture")
+
+    def filed_as(self, name: str, config: Mapping[str, Any], tokenizer: TokenizerMaterial) -> list[Architecture]:
+        """The families that a canonical file means by the name. Of several with one name only the surest: a file of
+        theirs is not for who claims no such model."""
+        config = {**{key: value for key, value in config.items() if key != "architectures"}, "model_type": name}
+        found: dict[str, list[Provided[Architecture]]] = {}
+        for entry in self.architectures.entries():
+            if entry.item.file_name == name:
+                found.setdefault(entry.name.casefold(), []).append(entry)
+        return [entry.item for alike in found.values()
+                for entry in (len(alike) > 1 and self._claiming(alike, config, tokenizer) or alike)]
+
+    def _claiming(self, entries: Iterable[Provided[Architecture]], config: Mapping[str, Any],
+                  tokenizer: TokenizerMaterial) -> list[Provided[Architecture]]:
+        return self._surest(entries, lambda item: item.claims(config, tokenizer), "claim the model")
 
     def unavailable(self, backend: Backend) -> str | None:
         """Why the backend does not run here, or None. One that cannot say does not."""
@@ -256,7 +261,7 @@ class Host:
         except BaseException as error:
             return f"{self.whose(backend)} cannot say whether it does: {one_line(error)}"
 
-    def calling(self, item: object, what: str) -> contextlib.AbstractContextManager[None]:
+    def calling(self, item: object, what: str) -> calling:
         """Around a call into an item of a plugin: what it raises is said to be its own. See guard.calling."""
         return calling(self.whose(item), what)
 
@@ -267,6 +272,10 @@ class Host:
                 for entry in entries:
                     if entry.item is item:
                         return f"{KINDS[kind].singular} {entry.name} of {entry.origin}"
+                    if kind == "architectures":
+                        for name, template in entry.item.templates.items():
+                            if template is item:
+                                return f"chat template {name} of {entry.origin}"
         return whose(item)  # no plugin's: made by who calls us
 
     def report(self) -> list[PluginReport]:
@@ -295,10 +304,20 @@ class Host:
             return self._registries[kind]
 
     def _keep(self, kind: str, registry: Registry[Any]) -> None:
-        """A name that means two things is left out of every choice: that is said."""
+        """Names that mean two things stand in nobody's way until they are asked for: that they do is said."""
         self._registries[kind] = registry
-        for line in registry.clashes():
-            self._say(line)
+        for entries in registry.clashes().values():
+            self.say_clash([entry.origin for entry in entries])
+
+    def say_clash(self, origins: Iterable[Origin], line: str = "") -> None:
+        """A third party that gives something of another's name is named once a process, in that line or in general,
+        however many names it is: `bestiary plugins` lists them all."""
+        new = {f"clash: {origin}": str(origin) for origin in origins
+               if normal(origin.distribution) != OWN and f"clash: {origin}" not in _said}
+        if new and not self._quiet:
+            _said.update(new)
+            self._say(line or f"{' and '.join(new.values())}: some of its names are other plugins' too; the surest of "
+                              "them is used, or what --prefer chooses; `bestiary plugins` lists them")
 
     def _provided(self, kind: str) -> list[Provided[Any]]:
         """What the plugins that are not set aside provide of a kind; calls the hooks that were not called yet."""
@@ -317,7 +336,7 @@ class Host:
                     loaded = plugin.candidate.load()
                 finally:
                     plugin.seconds = time.perf_counter() - started
-                plugin.hooks = _hooks(loaded)
+                plugin.hooks = hooks_of(loaded)
                 if plugin.seconds >= _SLOW and plugin.origin.distribution != OWN:
                     self._say(f"plugin {plugin.origin.plugin!r} of {plugin.origin} took {plugin.seconds:.1f} s to "
                               "import, and every command waits for it; BESTIARY_PLUGINS says which are loaded")
@@ -344,11 +363,11 @@ class Host:
             _said.add(line)
             logging.getLogger("bestiary").warning("%s", printable(line))
 
-    def _surest(self, registry: Registry[T], score: Callable[[T], int], what: str) -> list[Provided[T]]:
-        """The items with the highest score above 0, and those of their names with any score above 0. One that raises
-        counts as 0 and is said so; its plugin stays, since a single odd file must not take all of it away."""
+    def _surest(self, entries: Iterable[Provided[T]], score: Callable[[T], int], what: str) -> list[Provided[T]]:
+        """The items with the highest score above 0. One that raises counts as 0 and is said so; its plugin stays, since
+        a single odd file must not take all of it away."""
         ranked: list[tuple[int, Provided[T]]] = []
-        for entry in registry.entries():
+        for entry in entries:
             try:
                 with printing_to_stderr():
                     value = score(entry.item)
@@ -360,8 +379,7 @@ class Host:
             except BaseException as error:
                 self._say(f"{entry.name} of {entry.origin} could not say whether to {what}: {one_line(error)}")
         best = max((value for value, _ in ranked), default=0)
-        names = {entry.name.casefold() for value, entry in ranked if value == best}
-        return [entry for value, entry in ranked if value > 0 and entry.name.casefold() in names]
+        return [entry for value, entry in ranked if value == best > 0]
 
     def _only(self, registry: Registry[T], found: list[Provided[T]], what: str, option: str) -> T:
         """The single one of those that are equally sure: by name, or because its distribution is preferred."""
@@ -385,61 +403,3 @@ def _again(settings: HostSettings, entry_points: bool) -> Host:
     for plugin in host._plugins[len(host._plugins) - len(settings.files):]:
         host._load(plugin)
     return host
-
-
-def _hooks(plugin: object) -> dict[str, list[Callable[[], Any]]]:
-    """The plugin's hook implementations by kind. Raises Refused for one that would never be called."""
-    wanted = getattr(plugin, "bestiary_api", hookspecs.API)
-    if not isinstance(wanted, int):
-        raise Refused(f"bestiary_api is {wanted!r}, not a number")
-    if wanted > hookspecs.API:
-        raise Refused(f"it needs version {wanted} of the plugin interface and this bestiary has version "
-                       f"{hookspecs.API}; a newer bestiary may run it")
-    known = ", ".join(PREFIX + kind for kind in KINDS)
-    manager = pluggy.PluginManager(hookspecs.GROUP)  # one a plugin: its hooks are called alone, its faults are its own
-    manager.add_hookspecs(hookspecs)
-    try:
-        manager.register(plugin)
-    except pluggy.PluginValidationError as error:
-        raise Refused(str(error).strip().splitlines()[-1]) from error
-    hooks: dict[str, list[Callable[[], Any]]] = {}
-    marked = set()
-    for caller in manager.get_hookcallers(plugin) or ():
-        for implementation in caller.get_hookimpls():
-            marked.add(implementation.function)
-            if implementation.wrapper or implementation.hookwrapper:
-                raise Refused(f"{caller.name} is a wrapper; each plugin's hook is called alone")
-            if caller.has_spec():
-                hooks.setdefault(caller.name.removeprefix(PREFIX), []).append(implementation.function)
-            elif not implementation.optionalhook:
-                raise Refused(f"{caller.name} is no hook; known: {known}")
-    for name in dir(plugin):
-        function = getattr(plugin, name) if name.startswith(PREFIX) else None
-        if inspect.isroutine(function) and function not in marked and name.removeprefix(PREFIX) in KINDS:
-            raise Refused(f"{name} is not marked with @hookimpl")
-    if not hooks:
-        raise Refused(f"it has no hook; known: {known}")
-    return hooks
-
-
-def _start(path: Path) -> bytes | None:
-    """The first bytes of a file; None of a folder. Raises BestiaryError for what is neither, before it is opened: a
-    pipe would wait for somebody to write into it."""
-    try:
-        mode = os.stat(path).st_mode
-    except ValueError:
-        raise BestiaryError(f"{str(path)!r} is no name of a file") from None
-    if stat.S_ISDIR(mode):
-        return None
-    if not stat.S_ISREG(mode):
-        raise BestiaryError(f"{path} is no regular file, and no folder")
-    with open(path, "rb") as file:
-        return file.read(64)
-
-
-def _describe(path: Path, start: bytes | None) -> str:
-    if start is not None:
-        return f"it starts with {start[:16]!r}"
-    names = sorted(os.listdir(path))
-    shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
-    return f"a folder that holds {shown}" if names else "an empty folder"

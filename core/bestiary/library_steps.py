@@ -35,6 +35,20 @@ def check_steps(data: Mapping[str, Any], what: str) -> None:
                                     f"{', '.join(known)}, Sequence")
             growth.append(growth_of(step, f"{what}: {part} {step['type']}"))
     check_growth(growth, f"{what}: normalizer")
+    for step in flat(data.get("post_processor"), "processors", f"{what}: post_processor"):
+        check_template(step, f"{what}: post_processor {step['type']}")
+
+
+def check_template(step: Mapping[str, Any], what: str) -> None:
+    """Raises BestiaryError where a template puts a token around a text that it does not explain: the library ends with
+    words of its own on stderr."""
+    known = step.get("special_tokens")
+    for key in ("single", "pair"):
+        pieces = step.get(key)
+        for piece in pieces if isinstance(pieces, list) else ():
+            match piece:
+                case {"SpecialToken": {"id": name}} if not isinstance(known, dict) or name not in list(known):
+                    raise BestiaryError(f"{what} puts {short(name)} around a text, which is none of its special_tokens")
 
 
 def check_growth(growth: Iterable[float], what: str) -> None:

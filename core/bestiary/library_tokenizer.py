@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from bestiary.table_tokenizer import (
     TableTokenizer,
     around,
     byte_of,
+    check_added,
     checked_name,
 )
 from bestiary.tokenizer_settings import added_tokens, listed_tokens, named_token, read_settings
@@ -159,6 +160,7 @@ def _checked(data: Mapping[str, Any]) -> list[AddedToken]:
         raise BestiaryError(f"{WHAT} has no model with a vocabulary")
     check_steps(data, WHAT)
     added = listed_tokens(data)
+    check_added(len(added), sum(len(token.text) for token in added), WHAT)
     limit = min(len(entries) + len(added) + MAX_GAP, MAX_PIECES)
     if not entries:
         raise BestiaryError(f"{WHAT}: the vocabulary is empty")
@@ -166,9 +168,23 @@ def _checked(data: Mapping[str, Any]) -> list[AddedToken]:
         if not isinstance(name, str) or len(name) > MAX_PIECE:
             raise BestiaryError(f"{WHAT}: a piece is {short(name, 40)}, no text of at most {MAX_PIECE} characters")
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < limit:
-            raise BestiaryError(f"{WHAT}: piece {name[:40]!r} has id {str(token)[:20]}; with {len(entries)} pieces "
+            raise BestiaryError(f"{WHAT}: piece {name[:40]!r} has id {short(token, 20)}; with {len(entries)} pieces "
                                 f"ids below {limit} make sense")
+    check_merges(data["model"].get("merges") or [], entries, WHAT)
     return added
+
+
+def check_merges(merges: Any, names: Iterable[str], what: str) -> None:
+    """Raises BestiaryError where there are more merges than ways to cut the pieces in two, or one stands there twice:
+    real lists hold one way for each piece, those made of ranks every one that there is."""
+    if not isinstance(merges, (list, tuple)):
+        raise BestiaryError(f"{what}: the merges are no list")
+    ways = sum(max(len(name) - 1, 0) for name in names)
+    if len(merges) > min(ways, MAX_PIECES):
+        raise BestiaryError(f"{what}: {len(merges)} merges; the pieces can be cut in two in {ways} ways, and at most "
+                            f"{MAX_PIECES} make sense")
+    if len(set(map(str, merges))) < len(merges):
+        raise BestiaryError(f"{what}: a merge stands there twice")
 
 
 def _names(data: Mapping[str, Any], added: Sequence[AddedToken]) -> list[str]:
@@ -301,6 +317,8 @@ def from_vocabulary(vocabulary: Vocabulary, material: TokenizerMaterial,
         elif kind in (UNKNOWN, CONTROL, USER_DEFINED):
             added.append(AddedToken(i, name, kind != USER_DEFINED))
         entries[name] = i
+    check_added(len(added), sum(len(token.text) for token in added), "vocabulary")
+    check_merges(vocabulary.merges, names, "vocabulary")
     merges = [list(_pair(merge)) for merge in vocabulary.merges]
     splits = [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
               for pattern in rule.patterns]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bestiary.architecture import Architecture, Config, PromptLayout
 from bestiary.backend import Backend, Batch, Limits, Plan, Progress
 from bestiary.canonical import to_canonical
-from bestiary.chat import end_ids, template_of
+from bestiary.chat import end_ids, rendered, template_of
 from bestiary.checkpoint import Checkpoint, TokenizerMaterial, extended
 from bestiary.contributions import shown
 from bestiary.convert import convert, recipe_for
@@ -25,7 +25,9 @@ from bestiary.encoding import F32
 from bestiary.engine import Engine, Generation, Request
 from bestiary.errors import BestiaryError, short
 from bestiary.guard import calling, printing_to_stderr, whose
+from bestiary.guarded_tokenizer import GuardedTokenizer
 from bestiary.host import Host
+from bestiary.named_function import check_functions
 from bestiary.past import compiled
 from bestiary.rank_list import with_vocabulary
 from bestiary.sampling import Sampling
@@ -48,7 +50,9 @@ class Model:
         self.checkpoint, self.architecture, self.backend, self.plan = checkpoint, architecture, backend, plan
         self._tokenizer, self.host = tokenizer, host
         self.tokenizer_material = checkpoint.tokenizer if material is None else material
-        self.engine = Engine(plan, self.layout, whose(backend, host))
+        self.whose: Callable[[object], str] = whose if host is None else host.whose
+        """A plugin's item in words."""
+        self.engine = Engine(plan, self.layout, self.whose(backend))
 
     @property
     def config(self) -> Config:
@@ -58,17 +62,16 @@ class Model:
     def facts(self) -> dict[str, str]:
         """How it runs: what the backend says of itself, and the threads that were asked for."""
         asked = {"threads": self.plan.limits.threads, "threads_prefill": self.plan.limits.threads_prefill}
-        with calling(whose(self.backend, self.host), "describe itself"), printing_to_stderr():
+        with calling(self.whose(self.backend), "describe itself"), printing_to_stderr():
             facts = dict(self.backend.describe())
         return {**facts, **{name: str(count) for name, count in asked.items() if count is not None}}
 
     def layout(self, ids: list[int]) -> PromptLayout:
         """Where a prompt's tokens stand. Raises BestiaryError where the architecture does not say it of every one."""
-        who = whose(self.architecture, self.host)
-        with calling(who, "lay out a prompt"):
+        who = self.whose(self.architecture)
+        with calling(who, "lay out a prompt"), printing_to_stderr():
             found: object = self.architecture.layout(ids, self.config)
-            if (isinstance(found, PromptLayout) and len(found.next) == len(found.step) == len(found.positions)
-                    and all(len(stream) == len(ids) for stream in found.positions)):
+            if isinstance(found, PromptLayout) and stands(found, len(ids), self.plan.limits.context):
                 return found
         raise BestiaryError(f"{who} laid out {len(ids)} tokens as {shown(found)}, not as a PromptLayout of them")
 
@@ -142,8 +145,7 @@ class Model:
         """As `chat`, of complete settings."""
         if isinstance(messages, (str, bytes)) or not all(isinstance(message, Mapping) for message in messages):
             raise BestiaryError('messages are a list like [{"role": "user", "content": "Hello"}]')
-        with calling(whose(template), "render messages"):
-            segments = template.render(messages)
+        segments = rendered(template, messages, self.whose(template))
         ids = self.tokenizer.encode_segments(segments, bos=True)
         stops = (*template.stop, *stop_texts(stop))
         return self.generate_from(ids, max_tokens, sampling, stops, ignore_eos, end_ids(template, self.tokenizer))
@@ -155,8 +157,9 @@ class Model:
             raise BestiaryError(f"max_tokens = {max_tokens!r}; it must be 0 or more, or -1 for as many as fit")
         stops = stop_texts(stop)
         ends = frozenset(self.tokenizer.ends) | frozenset(ends)
+        nameless = range(self.tokenizer.size, self.plan.graph.vocabulary)  # rows that no piece belongs to
         request = Request(tuple(ids), max_tokens, sampling, frozenset() if ignore_eos else ends,
-                          ends if ignore_eos else frozenset())
+                          frozenset(nameless) | (ends if ignore_eos else frozenset()))
         return TextStream(self, self.engine.submit(request), stops)
 
     def close(self) -> None:
@@ -169,6 +172,18 @@ class Model:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+
+def stands(layout: PromptLayout, count: int, context: int) -> bool:
+    """Whether it says of each of `count` tokens, and of those after it, where they stand."""
+    if not len(layout.next) == len(layout.step) == len(layout.positions) > 0:
+        return False
+    ends = [first + step * context for first, step in zip(layout.next, layout.step, strict=True)]
+    streams = [np.asarray(numbers) for numbers in (*layout.positions, layout.next, ends)]
+    return (type(layout.prefix) is int and 0 <= layout.prefix <= count
+            and all(len(stream) == count for stream in layout.positions)
+            and all(stream.ndim == 1 and (not stream.size or stream.dtype.kind in "iu" and 0 <= stream.min()
+                                          and stream.max() < 1 << 31) for stream in streams))
 
 
 def whole_ids(ids: Sequence[int]) -> list[int]:
@@ -291,6 +306,7 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
             raise BestiaryError(f"{name} = {count!r}; it must be an integer from 1 to {LARGEST}")
     with host.calling(family, f"read {path}"):
         checkpoint, graph = to_canonical(checkpoint, family, context)
+        check_functions(graph, host.whose(family))
     if type is not None:
         checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], requantize=True), host)
     made_for = int(checkpoint.config["max_position_embeddings"])
@@ -341,14 +357,13 @@ def make_tokenizer(material: TokenizerMaterial, family: Architecture | None, con
     if family is None:
         return build_tokenizer(with_vocabulary(material, lists), rules)
     rules, lists = {**rules, **family.pre_tokenizers}, [*family.rank_lists, *lists]
-    with calling(whose(family, host), "complete the tokenizer"), printing_to_stderr():
+    who = whose(family) if host is None else host.whose(family)
+    with calling(who, "complete the tokenizer"), printing_to_stderr():
         material = family.material(material, config)
     tokenizer = build_tokenizer(with_rule(with_vocabulary(material, lists), family), rules)
-    with calling(whose(family, host), "wrap the tokenizer"), printing_to_stderr():
+    with calling(who, "wrap the tokenizer"), printing_to_stderr():
         wrapped: object = family.wrap(tokenizer, config)
-    if not isinstance(wrapped, Tokenizer):
-        raise BestiaryError(f"{whose(family, host)} wrapped the tokenizer and gave {shown(wrapped)}, not a Tokenizer")
-    return wrapped
+    return tokenizer if wrapped is tokenizer else GuardedTokenizer(wrapped, who)
 
 
 def with_rule(material: TokenizerMaterial, family: Architecture) -> TokenizerMaterial:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -16,13 +17,21 @@ from bestiary.errors import BestiaryError, printable
 log = logging.getLogger("bestiary")
 
 
+LONGEST = 200
+"""Bytes of a name that stand in a temporary one; the system takes 255."""
+
+
 def temporary_name(name: str) -> str:
     """Like `name`, as far as a name may be long."""
     return f".{beginning(name)}.{secrets.token_hex(8)}.part"
 
 
 def beginning(name: str) -> str:
-    return name.encode("utf-8", "surrogateescape")[:200].decode("utf-8", "ignore")
+    """Of a long name the beginning and a hash of the whole: another long name may begin alike."""
+    whole = os.fsencode(name)
+    if len(whole) <= LONGEST:
+        return name
+    return f"{whole[:LONGEST - 17].decode('utf-8', 'ignore')}.{hashlib.sha256(whole).hexdigest()[:16]}"
 
 
 def create(folder: int, name: str) -> int:

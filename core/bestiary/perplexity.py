@@ -54,6 +54,9 @@ def perplexity(model: Model, text: str, context: int | None = None, progress: Pr
         tokens = ids[chunk * context:(chunk + 1) * context]
         tokens = [*begins, *tokens[len(begins):]]
         logits = model.logits(tokens[:-1], first).astype(np.float64)  # (context - 1 - first, vocabulary)
+        if not np.isfinite(logits).all():
+            raise BestiaryError(f"chunk {chunk + 1}: the logits are not finite: the weights are damaged or exceed "
+                                f"their type, or {model.whose(model.backend)} is at fault")
         logits -= logits.max(axis=1, keepdims=True)
         wanted = np.array(tokens[first + 1:])
         loss = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(wanted)), wanted]

@@ -12,8 +12,7 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from bestiary.errors import BestiaryError
-from bestiary.tensor import Tensor, chunks
+from bestiary.tensor import Tensor, chunks, read_exactly
 
 
 def read_ahead(tensors: Iterable[Tensor], threads: int | None = None,
@@ -99,14 +98,6 @@ def work(todo: SimpleQueue[Reading | None]) -> None:
     """What a thread does until it is given None."""
     while (reading := todo.get()) is not None:
         reading.read()
-
-
-def read_exactly(tensor: Tensor, first: int, last: int) -> NDArray[np.uint8]:
-    """The rows as bytes. Raises BestiaryError where a plugin's tensor gives another number of them."""
-    rows = tensor.read(first, last)
-    if rows.ndim != 2 or len(rows) != last - first:
-        raise BestiaryError(f"a tensor gave bytes of shape {rows.shape} for rows {first} to {last}")
-    return rows
 
 
 def usable_cpus() -> int:

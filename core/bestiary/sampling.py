@@ -136,7 +136,8 @@ class Chooser:
         logits = logits.astype(np.float32, copy=True)
         logits[self._banned] = -np.inf
         if not np.isfinite(logits.max()):  # the largest of a NaN and anything is a NaN
-            raise BestiaryError("the model's logits are not finite: its weights are damaged, or exceed their type")
+            raise BestiaryError("the model's logits are not finite: its weights are damaged or exceed their type, "
+                                "or the backend is at fault")
         if self.sampling.temperature == 0:
             return int(np.argmax(penalties(logits, self.sampling, tokens)))
         for name in self.sampling.samplers:

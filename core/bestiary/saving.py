@@ -19,6 +19,7 @@ from bestiary.errors import BestiaryError
 from bestiary.files import check_replaceable
 from bestiary.host import Host
 from bestiary.loader import Writer
+from bestiary.model import make_tokenizer
 
 log = logging.getLogger("bestiary")
 
@@ -82,6 +83,12 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         checkpoint = checkpoint.having(config={**checkpoint.config, "max_position_embeddings": context})
     if checkpoint.tokenizer.empty:
         log.warning("%s has no tokenizer: what is written takes no text; --tokenizer FILE gives it one", source)
+    else:
+        try:
+            make_tokenizer(checkpoint.tokenizer, family, checkpoint.config, host)
+        except BestiaryError as error:
+            log.warning("what is written takes no text, for its tokenizer cannot be used (%s); --tokenizer FILE gives "
+                        "another", error)
     target = Path(target)
     with host.calling(writer, f"write {target}"):
         writer.save(checkpoint, target, host, force=force, progress=progress)

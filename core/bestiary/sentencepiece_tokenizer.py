@@ -28,6 +28,7 @@ from bestiary.table_tokenizer import (
     TableTokenizer,
     around,
     byte_of,
+    check_added,
     checked_name,
 )
 from bestiary.tokenizer_settings import added_tokens, named_token, special_spellings
@@ -39,6 +40,9 @@ class SentencePieceTokenizer(TableTokenizer):
     def __init__(self, model: SentencePieceModel, data: bytes, material: TokenizerMaterial,
                  pieces: int | None = None) -> None:
         """data: the model's file, or what write_model gave for it. pieces: how many of them are the vocabulary's."""
+        size = len(model.names) if pieces is None else pieces
+        names, kinds = model.names[:size], model.kinds[:size]
+        listed = _listed(names, kinds)
         import sentencepiece
 
         self._processor = sentencepiece.SentencePieceProcessor()
@@ -48,14 +52,11 @@ class SentencePieceTokenizer(TableTokenizer):
         except Exception as error:  # whatever the library finds wrong
             message = str(error).strip().splitlines() or [type(error).__name__]
             raise BestiaryError(f"sentencepiece refuses the tokenizer: {message[-1][:300]}") from None
-        size = len(model.names) if pieces is None else pieces
-        names, kinds = model.names[:size], model.kinds[:size]
         self._limit = size if size < len(model.names) else None
         self._bytes = frozenset(i for i, kind in enumerate(kinds) if kind == BYTE)
         self._verbatim = self._bytes | {i for i, kind in enumerate(kinds) if kind == UNKNOWN}
         self._strips, self._squeezes = model.dummy_prefix or model.squeeze_spaces, model.squeeze_spaces
-        added = [AddedToken(i, name.replace(SPACE, " "), kind != USER_DEFINED) for i, (name, kind)
-                 in enumerate(zip(names, kinds, strict=True)) if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
+        added = [AddedToken(i, names[i].replace(SPACE, " "), kinds[i] != USER_DEFINED) for i in listed]
         bos, eos, more = _roles(material, names, kinds, own[0], own[1])
         super().__init__(names, _table(model, size), added,
                          around(material, size, bos, eos, () if bos is None else (bos,), (), more))
@@ -74,6 +75,13 @@ class SentencePieceTokenizer(TableTokenizer):
         if not self._strips or not data.startswith(b" ") or token in self._verbatim:
             return data, not data
         return data[1:], self._squeezes and len(data) == 1
+
+
+def _listed(names: Sequence[str | bytes], kinds: Sequence[int]) -> list[int]:
+    """The ids of special and user-defined pieces. Raises BestiaryError where they are too many or too long."""
+    listed = [i for i, kind in enumerate(kinds) if kind in (UNKNOWN, CONTROL, USER_DEFINED) and names[i]]
+    check_added(len(listed), sum(len(names[i]) for i in listed), "vocabulary")
+    return listed
 
 
 def _table(model: SentencePieceModel, size: int) -> list[bytes]:
@@ -147,6 +155,7 @@ def from_vocabulary(vocabulary: Vocabulary, material: TokenizerMaterial) -> Sent
         if len(values) not in (0, size):
             raise BestiaryError(f"{what}: {size} pieces but {len(values)} {name}")
     kinds = [int(kind) or NORMAL for kind in vocabulary.kinds]  # 0 stands in some files for "never said"
+    _listed(vocabulary.pieces, kinds)
     names = []
     for i, piece in enumerate(vocabulary.pieces):
         if kinds and kinds[i] == BYTE and len(piece) == 1:  # some formats store the byte itself

@@ -17,19 +17,24 @@ MOST_PARTS = 1 << 22
 """Objects, arrays and commas: each may become 200 bytes of memory. A vocabulary of 262,144 pieces and its merges, the
 largest known, has half as many."""
 
+MOST_DIGITS = 40
+"""Of a whole number, its sign included: enough for any of 128 bits. Python's own words come at thousands."""
 
-def parse_object(text: bytes | str, what: str, constants: bool = True, largest: int = LARGEST) -> dict[str, Any]:
+
+def parse_object(text: bytes | str, what: str, constants: bool = True, largest: int = LARGEST,
+                 most: int = MOST_PARTS) -> dict[str, Any]:
     """The object. what: names the text in the error. constants: NaN and Infinity are allowed, as Python writes them.
-    largest: bytes (or characters) of it."""
+    largest: bytes (or characters) of it. most: objects, arrays and commas."""
     if len(text) > largest:
         raise BestiaryError(f"{what} has {len(text)} bytes of JSON; up to {largest} are read")
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
         parts = sum(map(text.count, "{[,"))
-        if parts > MOST_PARTS:
-            raise BestiaryError(f"{what} has {parts} objects, arrays and commas; up to {MOST_PARTS} are read")
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=None if constants else _no_constant)
+        if parts > most:
+            raise BestiaryError(f"{what} has {parts} objects, arrays and commas; up to {most} are read")
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_int=_whole,
+                           parse_constant=None if constants else _no_constant)
         if re.search(SURROGATE, text):
             json.dumps(value, ensure_ascii=False).encode()  # half a character could never be written again
     except UnicodeEncodeError:
@@ -40,19 +45,19 @@ def parse_object(text: bytes | str, what: str, constants: bool = True, largest: 
         raise BestiaryError(f"{what} does not fit into memory") from None
     except UnicodeDecodeError as error:
         raise BestiaryError(f"{what} is no UTF-8 text: byte {error.start} is wrong") from None
-    except ValueError as error:  # bad syntax, a duplicate key, or a number of more digits than Python converts
+    except ValueError as error:  # bad syntax, a duplicate key, or a number of too many digits
         raise BestiaryError(f"{what} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise BestiaryError(f"{what} holds {_kind(value)}; it must be an object")
     return value
 
 
-def read_object(path: Path, largest: int = LARGEST) -> dict[str, Any]:
-    """The object that a file holds."""
+def read_object(path: Path, largest: int = LARGEST, most: int = MOST_PARTS) -> dict[str, Any]:
+    """The object that a file holds. largest, most: as for parse_object."""
     file = DataFile(path)
     if file.size > largest:
         raise BestiaryError(f"{path} has {file.size} bytes; files of JSON like it are read up to {largest}")
-    return parse_object(file.read(0, file.size), str(path), largest=largest)
+    return parse_object(file.read(0, file.size), str(path), largest=largest, most=most)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -62,6 +67,12 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"key {short(twice)} stands there twice")
     return result
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a whole number has {len(digits)} digits; up to {MOST_DIGITS} are read")
+    return int(digits)
 
 
 def _no_constant(name: str) -> Any:

@@ -11,12 +11,16 @@ from typing import Any
 
 from bestiary.checkpoint import TokenizerMaterial
 from bestiary.errors import BestiaryError
+from bestiary.spellings import Spellings
 from bestiary.template import Segment
 from bestiary.tokenizer import Tokenizer
 
 MAX_PIECES = 1 << 20
 MAX_PIECE = 1 << 14
 """Limits of a vocabulary, in pieces and in bytes of one: far above all real ones, and cheap to hold."""
+MAX_ADDED, MAX_ADDED_TEXT = 1 << 18, 1 << 22
+"""Of special and user-defined tokens, and of all their characters together: each is looked for in every prompt. The
+largest known vocabularies have 65,536 of speech and 1,400 of other kinds."""
 MAX_GAP = 1 << 16
 """How far an added token's id may lie beyond the pieces there are."""
 
@@ -61,6 +65,13 @@ def around(material: TokenizerMaterial, size: int, bos: int | None, eos: int | N
     return Around(bos, eos, before, after, frozenset(ends))
 
 
+def check_added(count: int, characters: int, what: str) -> None:
+    """Raises BestiaryError where there are more special and user-defined tokens than make sense."""
+    for found, most, of in ((count, MAX_ADDED, ""), (characters, MAX_ADDED_TEXT, " characters of")):
+        if found > most:
+            raise BestiaryError(f"{what}: {found}{of} special and user-defined tokens; at most {most} make sense")
+
+
 class TableTokenizer(Tokenizer):
     """A tokenizer over a table of pieces. Nothing changes after construction, so threads may share it; it pickles as
     the call that built it.
@@ -78,9 +89,8 @@ class TableTokenizer(Tokenizer):
         self._before, self._after = list(roles.before), list(roles.after)
         self.add_bos, self.add_eos = bool(roles.before), bool(roles.after)
         self._added: Mapping[str, AddedToken] = {token.text: token for token in added if token.text}
-        # the longest first; those that are no special tokens only hide shorter spellings inside themselves
-        longest = sorted(self._added, key=lambda text: (-len(text), text))
-        self._pattern = re.compile("|".join(map(re.escape, longest))) if longest else None
+        # those that are no special tokens only hide shorter spellings inside themselves
+        self._spellings = Spellings(self._added)
         self._source: tuple[Callable[..., Tokenizer], tuple[Any, ...]] | None = None
 
     def pickled_as(self, function: Callable[..., Tokenizer], *arguments: Any) -> TableTokenizer:
@@ -140,11 +150,11 @@ class TableTokenizer(Tokenizer):
         """The text between special tokens, and their ids."""
         parts: list[str | int] = []
         start = at = 0  # of the text not yet in parts; of the search
-        while self._pattern is not None and (match := self._pattern.search(text, at)):
-            token, at = self._added[match[0]], match.end()
-            if not token.special or (token.single_word and _in_word(text, match)):
+        while found := self._spellings.find(text, at):
+            token, at = self._added[found[1]], found[0] + len(found[1])
+            if not token.special or (token.single_word and _in_word(text, found[0], at)):
                 continue
-            between = text[start:match.start()]
+            between = text[start:found[0]]
             parts += [between.rstrip() if token.lstrip else between, token.id]
             if token.rstrip:
                 at += len(text) - at - len(text[at:].lstrip())
@@ -179,9 +189,8 @@ def _valid(text: str) -> str:
     return text
 
 
-def _in_word(text: str, match: re.Match[str]) -> bool:
-    around = text[max(match.start() - 1, 0):match.start()] + text[match.end():match.end() + 1]
-    return re.search(r"\w", around) is not None
+def _in_word(text: str, start: int, end: int) -> bool:
+    return re.search(r"\w", text[max(start - 1, 0):start] + text[end:end + 1]) is not None
 
 
 def byte_of(name: str) -> int | None:

@@ -8,7 +8,9 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from bestiary.contributions import shown
 from bestiary.encoding import BF16, F16, F32, Encoding
+from bestiary.errors import BestiaryError
 
 
 class Tensor(ABC):
@@ -39,11 +41,25 @@ class Tensor(ABC):
 
     def decode(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Rows start..stop-1 as float32, (stop - start, columns)."""
-        return self.encoding.decode(self.read(start, self.rows if stop is None else stop), self.columns)
+        return self.encoding.decode(read_exactly(self, start, self.rows if stop is None else stop), self.columns)
 
     def array(self) -> NDArray[np.float32]:
         """The whole weight in its own shape, as float32. For small weights and the reference backend."""
         return self.decode().reshape(self.shape)
+
+
+def read_exactly(tensor: Tensor, first: int, last: int) -> NDArray[np.uint8]:
+    """The rows as bytes. Raises BestiaryError where a tensor of anybody's gives something else."""
+    return rows_of(tensor.read(first, last), tensor, first, last, f"a tensor ({type(tensor).__name__})")
+
+
+def rows_of(given: object, tensor: Tensor, first: int, last: int, who: str) -> NDArray[np.uint8]:
+    """What was given for rows first..last-1 of the tensor. Raises BestiaryError, naming `who`, where it is anything but
+    their bytes: what is written would be damaged."""
+    wanted = (last - first, tensor.row_bytes)
+    if not isinstance(given, np.ndarray) or given.dtype != np.uint8 or given.shape != wanted:
+        raise BestiaryError(f"{who} gave {shown(given)} for rows {first} to {last}, not uint8 of shape {wanted}")
+    return given
 
 
 class ArrayTensor(Tensor):

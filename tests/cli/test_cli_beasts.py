@@ -36,6 +36,16 @@ def test_every_family_is_a_row_and_a_plugins_too(cli: Cli, host: Host) -> None:
         assert all(float(cell.replace(",", "")) > 0 for cell in row[5:7]), family
 
 
+def test_the_models_are_kept_where_that_is_asked_for(cli: Cli, tmp_path: Path, host: Host) -> None:
+    kept = tmp_path / "new/tiny"
+    assert cli("demo", "--beasts", "--keep", kept).status == 0
+    assert sorted(path.name for path in kept.iterdir()) == sorted(host.architectures)
+    for name in host.architectures:
+        assert sorted(path.name for path in (kept / name).iterdir()) == ["f16.gguf", "published", "q8_0.gguf"]
+    result = cli("demo", "--beasts", "--keep", kept)
+    assert result.status == 1 and f"{kept} is there already; remove it, or choose another" in result.err
+
+
 def test_what_fails_is_a_line_and_the_others_run(cli: Cli, tmp_path: Path, host: Host) -> None:
     broken = GECKO.read_text("utf-8").replace('"layers.{{}}.{theirs}.weight"', '"layers.{{}}.{theirs}"').replace(
         'Rule("norm.weight", "output_norm.weight"),', "")

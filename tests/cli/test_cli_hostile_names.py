@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +20,10 @@ from safetensors.numpy import save_file
 from bestiary import BestiaryError, load
 from bestiary.cli.session import Session
 from bestiary.model import Model
-from bestiary.sampling import Sampling
+from bestiary.sampling import Chooser, Sampling
+from bestiary.tokenizer import Tokenizer
 from bestiary_plugins.demo.command import model as demo_model
+from tests.hostile.formats.gguf import PIECES, Parts, keys, sentencepiece_keys, tensors, written
 
 from .conftest import Cli
 
@@ -93,6 +97,83 @@ def test_what_a_model_says_is_raw_in_a_pipe_and_spelled_out_on_a_terminal(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     session.show("a\x1b[2J\tb\n\x9b")
     assert capsys.readouterr().out == "a\x1b[2J\tb\n" "a\\x1b[2J\tb\n\\x9b"
+
+
+def test_a_model_cannot_write_over_its_line_or_turn_it_around(
+        model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    session = Session(Model.__new__(Model), Sampling())
+    for text in ("a\rb\r\n", "\u202eevil\u2066", "\u200f\u05e9\u200f"):
+        session.show(text)
+    assert capsys.readouterr().out == "a\\rb\n" "\\u202eevil\\u2066" "\u200f\u05e9\u200f"
+
+
+def test_json_about_a_file_is_ascii(cli: Cli, evil: Path) -> None:
+    result = cli("inspect", "--json", evil)
+    assert result.out.isascii() and all(line.isprintable() for line in result.out.splitlines())
+    assert EVIL in [tensor["name"] for tensor in json.loads(result.out)["tensors"]]
+
+
+def test_a_tokenizer_that_cannot_be_used_is_said_when_it_is_converted(cli: Cli, tmp_path: Path) -> None:
+    good = [*keys(), *sentencepiece_keys()]
+    bad = [key._replace(value=[struct.pack("<i", 6)] * len(key.value)) if key.name == b"tokenizer.ggml.token_type"
+           else key for key in good]
+    for listed, said in ((good, 0), (bad, 1)):
+        (tmp_path / "in.gguf").write_bytes(bytes(written(Parts(3, listed, tensors(8, len(PIECES)))).data))
+        result = cli("convert", tmp_path / "in.gguf", tmp_path / "out.gguf", "--outtype", "q8_0", "--allow-requantize",
+                     "--force")
+        assert result.status == 0
+        assert result.err.count("its tokenizer cannot be used") == said
+    assert cli("run", "-m", tmp_path / "out.gguf", "-p", "H", "-n", "1").status == 1
+
+
+def test_an_error_in_the_middle_of_a_text_is_all_that_is_said(
+        cli: Cli, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, calls = Chooser.choose, []
+
+    def choose(self: Chooser, logits: Any, tokens: Any) -> int:
+        calls.append(1)
+        if len(calls) == 3:
+            raise BestiaryError("the model's logits are not finite")
+        return whole(self, logits, tokens)
+
+    monkeypatch.setattr(Chooser, "choose", choose)
+    result = cli("run", "-m", model, "-p", "Once", "-n", "8", "--temp", "0")
+    assert result.status == 1 and result.err.splitlines() == ["bestiary: error: the model's logits are not finite"]
+
+
+def test_a_row_that_no_piece_belongs_to_is_never_chosen(model: Path) -> None:
+    class Short(Tokenizer):
+        """The tokenizer without its last pieces."""
+        def __init__(self, whole: Tokenizer) -> None:
+            self._whole, self.bos, self.ends = whole, whole.bos, whole.ends
+
+        @property
+        def size(self) -> int:
+            return 100
+
+        def encode(self, text: str, bos: bool = False, special: bool = False) -> list[int]:
+            return self._whole.encode(text, bos, special)
+
+        def piece(self, token: int) -> bytes:
+            return self._whole.piece(token)
+
+    with load(model, backend="numpy") as loaded:
+        ids = loaded.tokenizer.encode("Once upon a time", bos=True)
+        stream = loaded.generate(ids, max_tokens=12, temperature=0)
+        list(stream)
+        assert max(stream.generation.tokens) >= 100
+        loaded._tokenizer = Short(loaded.tokenizer)
+        stream = loaded.generate(ids, max_tokens=12, temperature=0)
+        list(stream)
+        assert len(stream.generation.tokens) == 12 and max(stream.generation.tokens) < 100
+
+
+def test_a_command_called_in_a_program_leaves_its_signals_as_they_were(cli: Cli) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    assert cli("plugins").status == 0
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+    assert not any("_terminated" in repr(handler) for handler in before)
 
 
 @pytest.mark.parametrize(("number", "ignored"), [(signal.SIGTERM, False), (signal.SIGHUP, False),

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bestiary import __version__
-from bestiary.cli.main import BUILT_IN, main, take_plugin_options
+from bestiary.cli.main import main, take_plugin_options
+from bestiary.commands import BUILT_IN
 
 from .conftest import Cli
 

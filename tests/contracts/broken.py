@@ -176,6 +176,29 @@ class Misplacing(Dotted):
         return replace(super().layout(ids, config), positions=(tuple(range(len(ids) - 1)),))
 
 
+class Standing(Dotted):
+    """The first token after a prompt stands at the beginning."""
+
+    def layout(self, ids: list[int], config: Mapping[str, Any]) -> PromptLayout:
+        return replace(super().layout(ids, config), next=(0,))
+
+
+class Backwards(Dotted):
+    def layout(self, ids: list[int], config: Mapping[str, Any]) -> PromptLayout:
+        return replace(super().layout(ids, config), step=(-1,))
+
+
+class Fickle(Dotted):
+    """Another graph each time."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def graph(self, config: Config, context: int) -> Graph:
+        self.calls += 1
+        return super().graph({**config, "rope_theta": 100.0 + self.calls}, context)
+
+
 class Trusting(Template):
     name = "trusting"
 
@@ -385,6 +408,24 @@ class ChangedBackend(NumpyBackend):
         return self.plan(graph, plan.weights, limits)
 
 
+class InWords(ChangedPlan):
+    @staticmethod
+    def around(forward: Any, batch: Batch, cache: KVCache, output: str) -> Any:
+        return forward(batch, cache, output).astype(str)
+
+
+class OneWide(ChangedPlan):
+    @staticmethod
+    def around(forward: Any, batch: Batch, cache: KVCache, output: str) -> Any:
+        return forward(batch, cache, output)[:, :1]
+
+
+class Flattened(ChangedPlan):
+    @staticmethod
+    def around(forward: Any, batch: Batch, cache: KVCache, output: str) -> Any:
+        return forward(batch, cache, output).ravel()
+
+
 class ByCount(ChangedPlan):
     @staticmethod
     def around(forward: Any, batch: Batch, cache: KVCache, output: str) -> Floats:
@@ -420,6 +461,18 @@ class Advancing(ChangedPlan):
 
 class CountingBackend(ChangedBackend):
     plan = ByCount
+
+
+class WordyBackend(ChangedBackend):
+    plan = InWords
+
+
+class NarrowBackend(ChangedBackend):
+    plan = OneWide
+
+
+class FlatBackend(ChangedBackend):
+    plan = Flattened
 
 
 class EndBackend(ChangedBackend):

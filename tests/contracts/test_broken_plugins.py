@@ -59,6 +59,10 @@ ARCHITECTURES: list[tuple[Any, str, str]] = [
     (broken.Unpicklable(), "test_it_pickles", "the architecture dotted does not pickle: .*lambda"),
     (broken.Losing(), "test_what_is_around_its_tokenizer_keeps_the_text", "'Hello, world!' is encoded and comes back"),
     (broken.Misplacing(), "test_a_layout_has_a_place_for_every_token", "layout.. of 21 tokens has positions of .20. "),
+    (broken.Standing(), "test_what_is_generated_stands_where_it_would_in_a_prompt",
+     "after 19 tokens next = .0,., step = .1,. put two more at ..0, 1..; .* of all 21 puts them at ..19, 20"),
+    (broken.Backwards(), "test_what_is_generated_stands_where_it_would_in_a_prompt", "step = .-1,. put two more at"),
+    (broken.Fickle(), "test_the_graph_declares_what_it_uses", "graph.. of dotted gives another graph when"),
     (broken.Injected(), "test_its_templates_render", "the user's words are not in the prompt|special=True"),
     (having(broken.Dotted(), pre_tokenizers={"odd": PreTokenizer(("[a-",))}),
      "test_its_rules_for_text_are_known_to_the_library", r"pre-tokenizer odd: '\[a-' is no expression"),
@@ -95,13 +99,17 @@ WRITERS: list[tuple[Any, str, str]] = [
     (broken.Whole(), "test_it_reads_by_ranges_and_each_row_once", "is read at once"),
 ]
 BACKENDS: list[tuple[Any, str, str]] = [
-    (broken.OtherGraph("rms_norm", eps=0.5), "test_every_family_gives_the_logits_of_the_reference", "model of llama"),
+    (broken.OtherGraph("rms_norm", eps=0.5), "test_every_family_gives_the_logits_of_the_reference", "model of "),
     (broken.OtherGraph("gelu", form="tanh"), "test_every_operation_means_what_the_reference_means", "gelu: "),
     (broken.OtherGraph("attention", window=0), "test_every_operation_means_what_the_reference_means", "with a window"),
     (broken.CountingBackend(), "test_the_cache_changes_nothing", "one by one: .* from one prefill"),
     (broken.EndBackend(), "test_only_what_is_wanted_comes_back", "wanted tokens have other logits"),
     (broken.ClippingBackend(), "test_a_bad_batch_is_refused_and_the_cache_stays", "beyond the vocabulary is taken"),
     (broken.AdvancingBackend(), "test_a_failing_operation_leaves_the_cache_as_it_was", "holds 2 tokens, not 1"),
+    (broken.WordyBackend(), "test_the_cache_changes_nothing", "gives <U.* of shape .21, .*; needed: float32 of shape"),
+    (broken.NarrowBackend(), "test_the_cache_changes_nothing", "gives float32 of shape .21, 1. for the output"),
+    (broken.FlatBackend(), "test_every_family_gives_the_logits_of_the_reference", "of shape .[0-9]+,. for the output"),
+    (broken.FlatBackend(), "test_a_graph_that_was_cut_gives_the_whole", "of shape .[0-9]+,. for the output"),
     (broken.Chatty(), "test_it_says_what_it_is", "not texts by name"),
     (broken.RefusingBackend(), "test_every_family_gives_the_logits_of_the_reference", "refuses the models of all"),
 ]
@@ -175,6 +183,21 @@ def test_ten_lines_are_enough_and_what_is_wrong_with_them_is_said(pytester: pyte
     result.stdout.fnmatch_lines([
         "*TestQ8.quantizer is the class QuantizerQ8_0, not an instance of it*",
         "*a weight is 0.00* of the largest in its block off; the bound is 0.00*"])
+
+
+def test_a_class_that_says_no_item_or_a_wrong_one_is_told_so_once(pytester: pytest.Pytester) -> None:
+    header, right = GOOD.rpartition("    quantizer")[0], "    quantizer = QuantizerQ8_0()\n"
+    fixture = "    @pytest.fixture\n    def quantizer(self):\n        return QuantizerQ8_0()\n"
+    mark = header.replace("class", "@pytest.mark.parametrize('quantizer', [QuantizerQ8_0()])\nclass")
+    pytester.makepyfile(test_none=header + "    bound = 1\n", test_wrong=header + "    quantizer = 'q8_0'\n",
+                        test_right=header + right, test_fixture="import pytest\n" + header + fixture,
+                        test_mark="import pytest\n" + mark + "    bound = 1\n")
+    count = sum(name.startswith("test_") for name in dir(QuantizerContract))
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--continue-on-collection-errors")
+    result.assert_outcomes(passed=3 * count, errors=2)
+    result.stdout.fnmatch_lines([
+        "*TestQ8 does not say what it tests: write quantizer = YourQuantizer() in it, or a fixture quantizer*",
+        "*TestQ8.quantizer is str 'q8_0', no Quantizer*"])
 
 
 def test_random_damage_is_the_same_every_time() -> None:

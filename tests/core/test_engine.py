@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -58,14 +58,14 @@ def build(host: Host) -> Any:
     tensors = {name: ArrayTensor(2 * random.standard_normal(shape).astype(np.float32) / shape[-1] ** 0.5)
                for name, shape in graph().weights.items()}
 
-    def make(prefix: int = 0, **limits: Any) -> Engine:
+    def make(prefix: int = 0, layout: Callable[[list[int]], PromptLayout] | None = None, **limits: Any) -> Engine:
         given = {"context": 40, "sequences": 3, "batch": 16, "cache_type_k": "f32", "cache_type_v": "f32", **limits}
         plan = host.backends["numpy"].compile(graph(bool(prefix)), tensors, Limits(**given))
 
-        def layout(ids: list[int]) -> PromptLayout:
+        def counting(ids: list[int]) -> PromptLayout:
             return PromptLayout((tuple(range(len(ids))),), (len(ids),), (1,), prefix)
 
-        return Engine(Watched(plan), layout)
+        return Engine(Watched(plan), layout or counting)
 
     return make
 
@@ -174,6 +174,21 @@ def test_a_prompt_that_shares_half_of_a_sequence_forgets_the_rest(build: Any) ->
     turned = engine.submit(request([1, 2, 3, 9, 9], 5))
     assert list(engine.run(turned)) == generate(build(), request([1, 2, 3, 9, 9], 5))
     assert turned.reused == 3
+
+
+def test_tokens_that_stand_elsewhere_in_another_prompt_are_run_again(build: Any) -> None:
+    def halves(ids: list[int]) -> PromptLayout:
+        """The second half of a prompt stands at one position, and where that is depends on its length."""
+        half = len(ids) // 2
+        return PromptLayout(((*range(half), *(half,) * (len(ids) - half)),), (half,), (1,))
+
+    long = [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    for first, second, shared in (([1, 2, 3, 4, 5], long, 3), (long, [1, 2, 3, 4, 5], 3), (long, long, 8)):
+        engine = build(layout=halves, sequences=1)
+        generate(engine, request(first, 3))
+        again = engine.submit(request(second, 6))
+        assert list(engine.run(again)) == generate(build(layout=halves), request(second, 6))
+        assert again.reused == shared
 
 
 def test_a_prefix_mask_takes_its_prefix_whole_and_reuses_nothing(build: Any) -> None:

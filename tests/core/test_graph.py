@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -95,6 +96,38 @@ WRONG: dict[str, tuple[Callable[[Trace, Value, Value], Any], str]] = {
     "an unknown mask": (lambda g, a, b: g.attention(a, a, a, 2, 2, mask="none"), "mask 'none'"),
     "an unknown form": (lambda g, a, b: g.gelu(a, form="quick"), "form 'quick'"),
     "an unknown index": (lambda g, a, b: g.embed("other", 5, 4, index="row"), "index 'row'"),
+    "rope by infinity": (lambda g, a, b: g.rope(a, 6, 100.0, factors=(1.0, math.inf, 2.0)), "may be 0 or infinite"),
+    "heads of no column": (lambda g, a, b: g.rope(a, 0, 1e4), "rope: head_dim = 0; it must be an integer from 1 to"),
+    "a head's half": (lambda g, a, b: g.rope(a, 6.0, 1e4), "rope: head_dim = 6.0; it must be an integer"),  # type: ignore[arg-type]
+    "rope before the head": (lambda g, a, b: g.rope(a, 6, 1e4, start=-2), "rope: start = -2; it must be an integer"),
+    "a stream before the first": (lambda g, a, b: g.rope(a, 6, 1e4, stream=-1), "rope: stream = -1"),
+    "a base of nothing": (lambda g, a, b: g.rope(a, 6, 0.0), "rope: base = 0.0; it must be a number above 0"),
+    "a base that is none": (lambda g, a, b: g.rope(a, 6, math.nan), "rope: base = nan"),
+    "a base beyond numbers": (lambda g, a, b: g.rope(a, 6, 10**400), "rope: base = 1000"),
+    "no heads": (lambda g, a, b: g.attention(a, a, a, 0, 0), "attention: heads = 0; it must be an integer from 1 to"),
+    "more heads than columns": (lambda g, a, b: g.attention(a, a, a, 13, 13), "attention of 13 heads in 12 columns"),
+    "no key heads": (lambda g, a, b: g.attention(a, a, a, 2, 0), "attention: kv_heads = 0"),
+    "a window before the token": (lambda g, a, b: g.attention(a, a, a, 2, 2, window=-1), "attention: window = -1"),
+    "a scale that is none": (lambda g, a, b: g.attention(a, a, a, 2, 2, math.inf), "attention: scale = inf"),
+    "a cap below nothing": (lambda g, a, b: g.attention(a, a, a, 2, 2, soft_cap=-1.0), "it must be a number from 0"),
+    "slopes that are none": (lambda g, a, b: g.attention(a, a, a, 2, 2, slopes=(1.0, math.nan)), "slopes = (1.0, nan)"),
+    "a matrix of no rows": (lambda g, a, b: g.linear(a, "w", -3), "linear: width = -3; it must be an integer from 1"),
+    "a matrix beyond reason": (lambda g, a, b: g.linear(a, "w", 1 << 40), "linear: width = 1099511627776"),
+    "a matrix of a truth": (lambda g, a, b: g.linear(a, "w", True), "linear: width = True"),
+    "a matrix without a name": (lambda g, a, b: g.linear(a, "", 3), "a weight is called ''; a text is wanted"),
+    "an embedding of no rows": (lambda g, a, b: g.embed("q", -1, 5), "embed: rows = -1"),
+    "an embedding of no columns": (lambda g, a, b: g.embed("q", 5, 0), "embed: width = 0"),
+    "groups of less than nothing": (lambda g, a, b: g.rms_norm(a, "n", 1e-5, -2), "a norm: group = -2"),
+    "an epsilon below nothing": (lambda g, a, b: g.rms_norm(a, "n", -1.0), "rms_norm: eps = -1.0; it must be a"),
+    "no epsilon": (lambda g, a, b: g.layer_norm(a, "n", None, None), "eps = None"),  # type: ignore[arg-type]
+    "no experts": (lambda g, a, b: g.moe(a, "r", "g", "u", "d", experts=0, width=3, top_k=0), "moe: experts = 0"),
+    "experts of no column": (lambda g, a, b: g.moe(a, "r", "g", "u", "d", experts=4, width=0, top_k=2), "width = 0"),
+    "a factor that is none": (lambda g, a, b: g.scale(a, math.nan), "scale: factor = nan; it must be a number"),
+    "a cap of nothing": (lambda g, a, b: g.soft_cap(a, 0.0), "soft_cap: cap = 0.0; it must be a number above 0"),
+    "half a slice": (lambda g, a, b: g.slice(a, 0, 6.0), "slice 0..6.0 of 12 columns"),  # type: ignore[arg-type]
+    "no function": (lambda g, a, b: g.call("nocolon", a, width=3), "call of 'nocolon'; \"package.module:function\" "),
+    "a result of no column": (lambda g, a, b: g.call("m:f", a, width=0), "call: width = 0"),
+    "a call's bad weight": (lambda g, a, b: g.call("m:f", a, weights={"w": ("w", (3, -1))}, width=3), "w: size = -1"),
     "too many experts a token": (lambda g, a, b: g.moe(a, "r", "g", "u", "d", experts=4, width=3, top_k=5), "5 of 4"),
 }
 
@@ -108,6 +141,12 @@ def test_widths_that_do_not_fit_are_refused_while_tracing(name: str) -> None:
         with pytest.raises(BestiaryError) as caught:
             call(g, a, b)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [-1, 0, 10_001, 1 << 40, 2.0, True])
+def test_a_number_of_layers_is_looked_at_before_they_are_traced(count: Any) -> None:
+    with pytest.raises(BestiaryError, match="a graph: layers = .*; it must be an integer from 1 to 10000"):
+        next(iter(Trace().layers(count)))
 
 
 def test_attention_outside_of_the_layers_is_refused() -> None:

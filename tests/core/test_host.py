@@ -24,6 +24,8 @@ HEADER = """
     from bestiary.checkpoint import Checkpoint
     from bestiary.plugin import *
 
+    EIGHT, FOUR = (Encoding("e", size, (size,), decoder=len) for size in (8, 4))
+
     class Fixed(Quantizer):
         encoding = F32
         def __init__(self, name="fixed", **kept):
@@ -339,6 +341,22 @@ def test_a_plugin_that_raises_an_interrupt_is_set_aside(install: Install) -> Non
     assert reason(Host(HostSettings()), "pressing") == "it raises KeyboardInterrupt, and nobody pressed Ctrl-C"
 
 
+@pytest.mark.parametrize("where", ["import", "hook"])
+def test_a_plugin_moves_nobody_to_another_folder_and_changes_no_rights(
+        install: Install, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change = "import os; os.chdir('/'); os.umask(0o777)\n"
+    hook = f"@hookimpl\ndef bestiary_commands():\n    {change}    return {{}}\n"
+    install("moving", ONE_QUANTIZER, change if where == "import" else hook)
+    monkeypatch.chdir(tmp_path)
+    mask = os.umask(0o027)
+    try:
+        host = Host(HostSettings())
+        assert "fixed" in host.quantizers and "moving" not in host.commands
+        assert (Path.cwd(), os.umask(mask)) == (tmp_path, 0o027)
+    finally:
+        os.umask(mask)
+
+
 # Names
 
 
@@ -396,10 +414,10 @@ def test_an_alias_that_is_anothers_name_is_a_clash(install: Install) -> None:
 
 
 def test_equal_encodings_are_one_and_different_ones_of_a_name_clash(install: Install) -> None:
-    install("one", "@hookimpl\ndef bestiary_quantizers(): return [Fixed('a', encoding=Encoding('e', 8, (8,)))]")
-    install("two", "@hookimpl\ndef bestiary_quantizers(): return [Fixed('b', encoding=Encoding('e', 8, (8,)))]")
+    install("one", "@hookimpl\ndef bestiary_quantizers(): return [Fixed('a', encoding=EIGHT)]")
+    install("two", "@hookimpl\ndef bestiary_quantizers(): return [Fixed('b', encoding=EIGHT)]")
     assert Host(HostSettings()).encodings["e"].block_size == 8
-    install("three", "@hookimpl\ndef bestiary_quantizers(): return [Fixed('c', encoding=Encoding('e', 4, (4,)))]")
+    install("three", "@hookimpl\ndef bestiary_quantizers(): return [Fixed('c', encoding=FOUR)]")
     with pytest.raises(BestiaryError, match="encoding 'e' is provided by one 1.0 and by three 1.0"):
         Host(HostSettings()).encodings["e"]
     assert Host(HostSettings(prefer=("three",))).encodings["e"].block_size == 4
@@ -493,7 +511,10 @@ def test_the_surest_architecture_wins(install: Install) -> None:
     assert host.architecture_of(config, TokenizerMaterial()).name == "wyvern"
     assert host.architecture_of(config, TokenizerMaterial(), "DRAKE").name == "drake"
     install("three", "@hookimpl\ndef bestiary_architectures(): return [Family('wyvern', 10)]")
-    with pytest.raises(BestiaryError, match="architecture 'wyvern' is provided by one 1.0 and by three 1.0"):
+    for name in (None, "wyvern"):  # of two that have one name the surest, too
+        assert type(Host(HostSettings()).architecture_of(config, TokenizerMaterial(), name)).__module__ == "one"
+    install("tied", "@hookimpl\ndef bestiary_architectures(): return [Family('wyvern', 60)]")
+    with pytest.raises(BestiaryError, match="architecture 'wyvern' is provided by one .* three .* tied 1.0"):
         Host(HostSettings()).architecture_of(config, TokenizerMaterial())
     with pytest.raises(BestiaryError, match="unknown architecture 'wyvern'; known: .*drake"):
         Host(HostSettings(names=("two",))).architecture_of(config, TokenizerMaterial(), "wyvern")

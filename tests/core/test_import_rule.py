@@ -53,10 +53,19 @@ def test_each_package_imports_only_what_it_may(package: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_only_the_host_uses_pluggy() -> None:
+def test_the_library_needs_no_command_line() -> None:
+    skin = SOURCES["bestiary"] / "cli"
+    wrong = [f"{path.relative_to(ROOT)} imports {module}" for path in sorted(SOURCES["bestiary"].rglob("*.py"))
+             if skin not in path.parents and path.name != "__main__.py"
+             for module, name in imports(path.read_text(), "bestiary")
+             if f"{module}.{name}.".startswith("bestiary.cli.")]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_hooks_use_pluggy() -> None:
     users = {path.name for folder in SOURCES.values() for path in folder.rglob("*.py")
              if any(module.split(".")[0] == "pluggy" for module, _ in imports(path.read_text(), ""))}
-    assert users == {"hookspecs.py", "host.py"}
+    assert users == {"hookspecs.py", "hooks.py"}
 
 
 def test_the_core_names_no_family_and_no_format() -> None:

@@ -337,7 +337,7 @@ def test_stdout_is_the_json_alone_however_a_plugin_writes_to_it(
 def test_of_encodings_with_one_name_the_file_takes_the_one_that_fits_it(tmp_path: Path, host: Host) -> None:
     code = TENSOR_CODES["q4_0"]
     own = encoding_of(code, host.encodings, "tensor a")
-    other = giving("quantizers", "Fixed()") + "Fixed.encoding = Encoding('q4_0', 64, (36,))\n"
+    other = giving("quantizers", "Fixed()") + "Fixed.encoding = Encoding('q4_0', 64, (36,), decoder=len)\n"
     known = host_of(plugin(tmp_path, other)).encodings
     assert encoding_of(code, known, "tensor a") == own
     with pytest.raises(BestiaryError, match="encoding 'q4_0' is provided by bestiary .* and by mine.py"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,12 @@ from bestiary.scaffold import EXAMPLES, package
 
 from ..installing import Completed, Place
 
+GUIDE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
 RECIPES = {(kind, name): code for kind, name, code in re.findall(
     r"^bestiary plugins new (\w+) (\w+)\n```\n.*?^```python\n(.*?)^```$",
-    (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text().partition("### ")[2], re.MULTILINE | re.DOTALL)}
+    GUIDE.partition("### ")[2], re.MULTILINE | re.DOTALL)}
+TINY = re.findall(r"^bestiary .* tiny.*$", GUIDE, re.MULTILINE)
+"""How an author comes to a model of a family, and runs it."""
 LIMITS = Limits(48, sequences=2, cache_type_k="f32", cache_type_v="f32")
 
 
@@ -114,6 +118,10 @@ def test_a_model_runs_through_the_installed_recipes(tmp_path: Path, gecko: Path,
     plugins = {each["plugin"]: each for each in json.loads(said(place.run("plugins", "--json")))}
     assert {name: plugins[name]["provides"] for _, name in RECIPES} == {
         name: {f"{kind}s": [name]} for kind, name in RECIPES}
+
+    table, *texts = (said(place.run(*shlex.split(line, comments=True)[1:])) for line in TINY)
+    assert "\ngecko " in table
+    assert len(texts) == 2 and all(text.startswith("Tyger Tyger") for text in texts)
 
     converted, quantized = tmp_path / "gecko.gguf", tmp_path / "gecko-mole.gguf"
     said(place.run("convert", gecko, "--outfile", converted, "--outtype", "f32", "--tokenizer", vocabulary))

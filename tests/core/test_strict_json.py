@@ -35,6 +35,14 @@ def test_every_reader_of_json_refuses_the_same(words: str, tmp_path: Path) -> No
         assert len(str(caught.value)) < 500
 
 
+def test_a_number_of_many_digits_is_refused_in_our_own_words() -> None:
+    assert parse_object(b'{"a": -1000000000000000019884624838656}', "x") == {"a": -1000000000000000019884624838656}
+    for digits in (41, 5000, 1_000_000):
+        with pytest.raises(BestiaryError, match=f"a whole number has {digits} digits; up to 40 are read") as caught:
+            parse_object(b'{"a": ' + b"9" * digits + b"}", "x")
+        assert "sys." not in str(caught.value)
+
+
 def test_a_mark_of_byte_order_is_passed_over() -> None:
     assert parse_object(b'\xef\xbb\xbf{"a": "\\ud83e\\udd99"}', "x") == {"a": "\U0001f999"}
 

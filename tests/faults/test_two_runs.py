@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,15 @@ def test_where_neither_saw_the_other_the_first_to_end_wins_and_with_force_the_la
     else:
         assert ended.status == 1 and "out.gguf exists already; --force replaces it" in ended.err
     assert list(tmp_path.iterdir()) == [out] and out.read_bytes() == (quantized if force else other) != b""
+
+
+def test_two_long_names_that_begin_alike_are_two_files(model: Path, tmp_path: Path, halted: Halting) -> None:
+    """A temporary name holds only the beginning of a long one."""
+    one, two = (tmp_path / ("x" * 205 + letter + ".gguf") for letter in "ab")
+    first = halted("middle", "quantize", model, one, "q4_0")
+    assert run("quantize", model, two, "q4_0").status == 0
+    assert first.kill(signal.SIGKILL).status == -signal.SIGKILL
+    assert run("quantize", model, two, "q4_0", "--force").status == 0
+    assert len(list(tmp_path.iterdir())) == 2  # what is left of the other one is not this one's to remove
+    assert run("quantize", model, one, "q4_0").status == 0
+    assert sorted(tmp_path.iterdir()) == [one, two]

@@ -30,7 +30,13 @@ def test_the_same_number_does_the_same_damage() -> None:
     for make in FORMATS.values():
         one, two = make(), make()
         for seed in range(5):
-            assert one.damage(one.files, seed) == two.damage(two.files, seed)
+            assert one.damaged(seed) == two.damaged(seed)
+
+
+def test_damage_that_changes_nothing_does_not_count() -> None:
+    for make in FORMATS.values():
+        sample = make()
+        assert all(sample.damaged(seed)[1] != sample.files for seed in range(200))
 
 
 @pytest.mark.slow
@@ -42,6 +48,7 @@ def test_a_damaged_file_is_used_or_refused(name: str, host: Host, record_propert
         sample.attempt(sample.files, host, folder)
         tally = run_cases(sample.case(host, folder), range(COUNT))
     record_property("hostile", f"{name:20} {tally}")
+    record_property("damaged", [name, tally.loaded + tally.refused])
     assert not tally.escapes, "\n\n".join(f"{name} {escape.seed}: {escape.how}" for escape in tally.escapes)
     assert tally.loaded + tally.refused == COUNT
     assert tally.loaded and tally.refused > COUNT // 4  # neither is all of the damage fatal, nor none

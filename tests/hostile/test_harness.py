@@ -5,12 +5,16 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
+import subprocess
+import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
 from bestiary.errors import BestiaryError
+from bestiary.testing import children
 from bestiary.testing.children import Tally, run_cases
 from bestiary.testing.damage import VALUES, damaged
 
@@ -40,6 +44,33 @@ def loops() -> None:
         pass
 
 
+def in_a_thread() -> None:
+    thread = threading.Thread(target=lambda: 1 // 0)
+    thread.start()
+    thread.join()
+
+
+class Lost:
+    def __del__(self) -> None:
+        raise ValueError("lost")
+
+
+def prints() -> None:
+    print("\x1b[2J")
+
+
+def works(seconds: float) -> None:
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+
+def starts_another() -> None:
+    if not os.fork():
+        os.abort()
+    os.wait()
+
+
 def lied(error: BestiaryError, text: object) -> BestiaryError:
     error.args = (text,)
     return error
@@ -61,7 +92,43 @@ def test_an_escape_is_noticed_and_the_others_are_run(how: Callable[[], object], 
 
 
 def test_a_child_that_waits_for_nothing_is_ended() -> None:
-    assert "no answer" in fails(lambda: time.sleep(3600)).escapes[0].how
+    assert "no answer in 6 s by the clock" in fails(lambda: time.sleep(3600)).escapes[0].how
+
+
+@pytest.mark.parametrize(("how", "said"), [
+    (in_a_thread, "it loaded, but nobody caught"), (Lost, "ValueError: lost"), (prints, r"said b'\x1b[2J"),
+    (lambda: os.write(2, b"oops"), "said b'oops'"), (lambda: works(0.5), "s of work; 0.25 are the most"),
+    (lambda: b"x" * (300 << 20), "MB; 215 are the most"), (starts_another, "starts a process: os.fork"),
+    (lambda: subprocess.run(["true"], check=True), "starts a process: subprocess.Popen"),
+    (lambda: time.sleep(5.5), "s; 5 are the most"),
+    (lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed by somebody else")],
+    ids=["thread", "thrown away", "stdout", "stderr", "work", "memory", "fork", "process", "wait", "killed"])
+def test_what_loads_but_does_something_else_too_is_noticed(how: Callable[[], object], said: str) -> None:
+    tally = fails(how)
+    assert [escape.seed for escape in tally.escapes] == [1]
+    assert said in tally.escapes[0].how
+
+
+def test_a_child_that_cannot_begin_is_an_error_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise ValueError("cannot begin")
+
+    monkeypatch.setattr(children, "watch", broken)
+    (escape,) = run_cases(lambda seed: None, [7]).escapes
+    assert escape.seed == 7 and "ended with status 1" in escape.how and "ValueError: cannot begin" in escape.how
+
+
+def test_the_slowest_and_the_largest_case_are_named() -> None:
+    def case(seed: int) -> None:
+        if seed == 3:
+            works(0.3)
+        if seed == 5:
+            b"x" * (100 << 20)
+
+    tally = run_cases(case, range(8))
+    assert tally.loaded == 8 and tally.slowest.seed == 3 and tally.largest.seed == 5
+    assert tally.slowest.amount >= 0.3 and 100e6 < tally.largest.amount < 150e6
+    assert str(tally).endswith(f"({3}), largest {tally.largest.amount / 1e6:.0f} MB (5)")
 
 
 def test_a_crash_says_where() -> None:

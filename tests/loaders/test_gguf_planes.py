@@ -16,11 +16,12 @@ from bestiary.encoding import Bits, Encoding, Factor, Layout
 from bestiary.errors import BestiaryError
 from bestiary.hookspecs import hookimpl
 from bestiary.host import Host, HostSettings, _Plugin
+from bestiary.layout_json import check_addresses
 from bestiary.quantizer import Quantizer
 from bestiary.registry import Origin
 from bestiary.tensor import ArrayTensor, BlockTensor
 from bestiary_plugins.loaders.gguf import PLANES_KEY, open_gguf
-from bestiary_plugins.loaders.gguf_layout import check_addresses, describe, parse_encoding
+from bestiary_plugins.loaders.gguf_layout import describe, parse_encoding
 from bestiary_plugins.loaders.gguf_writer import GgufWriter
 
 # Four-bit codes into a codebook in one plane; in the other an f16 scale per 16 weights, and per 32 an f16 that two

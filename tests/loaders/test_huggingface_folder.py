@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from safetensors.numpy import save_file
 
 from bestiary.errors import BestiaryError
 from bestiary.host import Host
-from bestiary_plugins.loaders.huggingface import HuggingFace, open_huggingface, plain_name
+from bestiary_plugins.loaders.huggingface import MOST_LISTED, HuggingFace, open_huggingface, plain_name
 
 CONFIG = {"model_type": "llama", "hidden_size": 8}
 INDEX = "model.safetensors.index.json"
@@ -160,3 +162,21 @@ def test_what_is_no_such_folder_is_not_recognised(tmp_path: Path) -> None:
     assert HuggingFace().recognise(tmp_path) == 0
     assert HuggingFace().recognise(tmp_path / "text") == 0
     assert HuggingFace().recognise(tmp_path / "nothing") == 0
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("nowhere", path)],
+                         ids=["pipe", "folder", "link to nothing"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json"])
+def test_what_is_there_but_is_no_file_is_not_called_missing(single: Path, name: str, make: Any) -> None:
+    (single / name).unlink(missing_ok=True)
+    make(single / name)
+    with pytest.raises(BestiaryError, match=f"{re.escape(str(single / name))}( is no regular|: )") as caught:
+        open_huggingface(single)
+    assert not str(caught.value).startswith("no ")
+
+
+def test_an_index_of_more_tensors_than_make_sense_is_refused_before_it_is_parsed(sharded: Path) -> None:
+    listed = {f"t{i}": f"model-{i}.safetensors" for i in range(MOST_LISTED + 2)}
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    with pytest.raises(BestiaryError, match=f"up to {MOST_LISTED} are read"):
+        open_huggingface(sharded)

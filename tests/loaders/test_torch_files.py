@@ -28,6 +28,7 @@ from bestiary.tensor import Tensor
 from bestiary_plugins.loaders.huggingface import HuggingFace, open_huggingface
 from bestiary_plugins.loaders.torch_file import open_torch
 from bestiary_plugins.loaders.torch_pickle import MOST_STEPS, STEPS, read_pickle
+from bestiary_plugins.loaders.zip_archive import MOST_ENTRIES
 
 if TYPE_CHECKING:
     from tests.loaders.conftest import TorchFiles
@@ -600,3 +601,12 @@ def test_mutated_files_are_read_or_refused(path: Path, tmp_path: Path, torch_fil
 def test_any_opcodes_are_read_or_refused(codes: list[bytes]) -> None:
     with suppress(BestiaryError):
         read_pickle(b"\x80\x02" + b"".join(codes) + b".", "x")
+
+
+def test_an_archive_of_more_entries_than_make_sense_is_refused_before_they_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "many.bin"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for i in range(MOST_ENTRIES + 1):
+            archive.writestr(f"a/{i}", b"")
+    with pytest.raises(BestiaryError, match=f"a zip directory of {MOST_ENTRIES + 1} entries"):
+        open_torch(DataFile(path))

@@ -89,3 +89,13 @@ def test_no_hostile_step_ends_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60,
                           input=json.dumps([source(**parts).decode() for parts in HOSTILE.values()]))
     assert done.stdout.split() == ["refused"] * len(HOSTILE), done.stderr[-500:]
+
+
+def test_a_template_that_names_a_token_it_does_not_explain_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    """There the library ends with words of its own on stderr."""
+    pieces = [{"SpecialToken": {"id": "a", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    step = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": {}}
+    for wrong in (step, {"type": "Sequence", "processors": [step]}):
+        with pytest.raises(BestiaryError, match="puts 'a' around a text"):
+            build_tokenizer(TokenizerMaterial(files={"tokenizer.json": source(post_processor=wrong)}), {})
+    assert capfd.readouterr() == ("", "")

@@ -74,6 +74,42 @@ def test_damaged_byte_level_arrays_are_refused(change: dict[str, Any], match: st
     refused(TokenizerMaterial(vocabulary=Vocabulary(**{**LEVEL, **change})), match)
 
 
+@pytest.mark.parametrize("merges", [["a b"] * 2, ["a b"] * 1_500_000])
+def test_more_merges_than_ways_to_cut_the_pieces_are_refused(merges: list[str]) -> None:
+    """A million and a half of equal ones took a gigabyte, and the library ends the process where it has none."""
+    refused(TokenizerMaterial(vocabulary=Vocabulary(**{**LEVEL, "merges": merges})), "merge")
+    data = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "abc": 3}, "merges": merges}}
+    refused(TokenizerMaterial(files={"tokenizer.json": json.dumps(data).encode()}), "merge")
+
+
+NAMES = [f"{i:06x}" for i in range(300_000)]
+
+
+@pytest.mark.parametrize(("names", "match"), [(NAMES, "300000 special and user-defined"),
+                                              (["a" * i for i in range(1, 6000)], "17997000 characters of special")])
+@pytest.mark.parametrize("kind", [3, 4])
+def test_special_tokens_beyond_measure_are_refused_before_a_library_sees_them(names: list[str], match: str,
+                                                                            kind: int) -> None:
+    for good in (GOOD, LEVEL):
+        pieces = [*good["pieces"], *(name.encode() for name in names)]
+        kinds = [*good["kinds"], *[kind] * len(names)]
+        scores = [0.0] * len(pieces) if "scores" in good else []
+        found = Vocabulary(**{**good, "pieces": pieces, "kinds": kinds, "scores": scores})
+        refused(TokenizerMaterial(vocabulary=found), "special and user-defined")
+    added = [{"id": i, "content": name, "special": kind == 3} for i, name in enumerate(names, 1)]
+    data = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": added}
+    refused(TokenizerMaterial(files={"tokenizer.json": json.dumps(data).encode()}), match)
+
+
+def test_thousands_of_special_tokens_are_found_in_a_text() -> None:
+    """As many as a model of speech has; an expression of all of them took a second to compile."""
+    names = [f"<|s_{i}|>" for i in range(65_536)]
+    found = Vocabulary(**{**GOOD, "pieces": [*GOOD["pieces"], *(name.encode() for name in names)],
+                          "kinds": [*GOOD["kinds"], *[3] * len(names)], "scores": [0.0] * (260 + len(names))})
+    tokenizer = build_tokenizer(TokenizerMaterial(vocabulary=found), RULES)
+    assert tokenizer.encode("<|s_7|><|s_65535|>", special=True) == [267, 260 + 65_535]
+
+
 def test_a_rule_that_is_no_regular_expression_is_refused() -> None:
     with pytest.raises(BestiaryError):
         build_tokenizer(TokenizerMaterial(vocabulary=Vocabulary(**LEVEL)), {"none": PreTokenizer(("(((",))})

@@ -34,7 +34,12 @@ def inspect(
     host = options.host_of(context)
     with terminal.aside(as_json):
         facts = inspection.inspect(options.model_path(host, path or model), host, loader, architecture)
-    print(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else text(facts, tensors))
+    print(as_json_text(facts) if as_json else text(facts, tensors))
+
+
+def as_json_text(facts: dict[str, Any]) -> str:
+    """The facts for programs. In ASCII: what a file says of itself may move the cursor or turn a line around."""
+    return json.dumps(facts, indent=2)
 
 
 def text(facts: dict[str, Any], tensors: bool) -> str:

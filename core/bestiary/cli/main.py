@@ -6,6 +6,8 @@ import ast
 import contextlib
 import difflib
 import errno
+import functools
+import inspect
 import io
 import logging
 import os
@@ -16,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -26,15 +27,13 @@ import typer
 from bestiary import BestiaryError, __version__
 from bestiary.cli import terminal
 from bestiary.cli.not_here import WORDS
+from bestiary.commands import BUILT_IN
 from bestiary.discovery import OWN
 from bestiary.errors import Terminated, one_line
-from bestiary.guard import PASSING, calling
+from bestiary.guard import PASSING, calling, whose_memory
 from bestiary.host import Host, HostSettings
+from bestiary.named_function import named_function
 from bestiary.registry import Origin, normal
-
-BUILT_IN: Mapping[str, str] = {name: f"bestiary.cli.{name}:{name}" for name in (
-    "run", "chat", "convert", "quantize", "inspect", "tokenize", "perplexity", "bench", "plugins")}
-"""name -> "module:function", as plugins give theirs."""
 
 GRACE = 5.0
 """Seconds that threads have at the end to finish what they do."""
@@ -73,23 +72,19 @@ def _main(given: list[str]) -> int:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # it was closed; what is said goes nowhere
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it lives as long as the process
-    with contextlib.suppress(ValueError):  # in another thread than the first
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to go on
-                signal.signal(number, _terminated)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows "?"
             stream.reconfigure(errors="replace")
-    with _log_to_stderr():
+    with _told_to_end(), _log_to_stderr():
         try:
             status = _run(given)
             sys.stdout.flush()
             return status
         except BestiaryError as error:
             return _fail(str(error), 1)
-        except MemoryError:
-            return _fail("out of memory: a smaller type, context or model needs less", 1)
+        except MemoryError as error:
+            where = f" ({who})" if (who := whose_memory(error)) else ""
+            return _fail(f"out of memory{where}: a smaller type, context or model needs less", 1)
         except KeyboardInterrupt:
             return 130
         except BrokenPipeError:
@@ -109,6 +104,22 @@ def _forget(stream: TextIO | None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
 
 
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Meanwhile the signals that end the program raise; afterwards they do what they did before."""
+    before: dict[int, Any] = {}
+    with contextlib.suppress(ValueError):  # in another thread than the first
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup asks to go on
+                before[number] = signal.signal(number, _terminated)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _terminated(number: int, frame: object) -> None:
     raise Terminated(128 + number)  # unlike the default it lets everyone take back what is half done
 
@@ -117,6 +128,7 @@ def _run(argv: list[str]) -> int:
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.callback(invoke_without_command=True, context_settings=SETTINGS)(bestiary)
     try:
+        who = "the command line"
         chosen, argv = take_plugin_options(argv)
         host = Host(HostSettings.from_environment(chosen.files, chosen.prefer))
         if argv and not argv[0].startswith("-"):
@@ -128,7 +140,8 @@ def _run(argv: list[str]) -> int:
             say_what_is_hidden(host)
             for name, target in targets(host).items():
                 app.command(name, short_help=first_line(target) or "")(lambda: None)
-        parser = typer.main.get_command(app)
+        with calling(who, "say its options"):
+            parser = typer.main.get_command(app)
         if argv and not argv[0].startswith("-"):
             refuse_cut(parser, argv)
         context = parser.make_context("bestiary", argv or ["--help"], obj=host)
@@ -256,23 +269,33 @@ def hidden_commands(host: Host) -> list[tuple[Origin, str]]:
 
 
 def say_what_is_hidden(host: Host) -> None:
-    for _, sentence in hidden_commands(host):
-        logging.getLogger("bestiary").warning("%s", sentence)
+    for origin, sentence in hidden_commands(host):
+        host.say_clash([origin], sentence)
 
 
 def command(target: str, who: str) -> Callable[..., Any]:
-    """The function that "module:function" names. Raises BestiaryError where it is not there."""
-    module, _, function = target.partition(":")
-    with calling(who, "load"):
+    """The function that "module:function" names. Raises BestiaryError where it is not there; of a plugin it is called
+    under guard, but may leave as ours do: by SystemExit, by what typer raises, by wrong usage."""
+    found = named_function(target, who)
+    if target in BUILT_IN.values():
+        return found
+
+    @functools.wraps(found)
+    def guarded(*given: Any, **named: Any) -> None:
         try:
-            found: Callable[..., Any] | None = getattr(import_module(module), function, None)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise  # a module that it needs
-            raise BestiaryError(f"{who}: there is no module {error.name}") from None
-    if found is None or not callable(found):
-        raise BestiaryError(f"{who}: module {module} has no function {function}")
-    return found
+            result = found(*given, **named)
+        except (SystemExit, typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if hasattr(error, "format_message"):  # the parser's own, as above
+                raise
+            with calling(who, "run"):
+                raise
+        if inspect.iscoroutine(result):
+            result.close()  # else Python itself says that nobody awaited it
+            raise BestiaryError(f"{who} is async; a command is called, and done when it returns")
+
+    return guarded
 
 
 def first_line(target: str) -> str | None:

@@ -156,12 +156,10 @@ def speak(session: Session, start: str, turns: Turns | None, show: bool) -> None
 
 @contextlib.contextmanager
 def figures_after(session: Session, load_seconds: float) -> Iterator[None]:
-    """Prints the figures whatever ends the text: Ctrl-C is the usual end of a long one."""
+    """Prints the figures, unless it was an error that ended the text; Ctrl-C is the usual end of a long one."""
     try:
         yield
-    except BrokenPipeError:
-        raise
-    except BaseException:
+    except KeyboardInterrupt:
         figures(session, load_seconds)
         raise
     figures(session, load_seconds)

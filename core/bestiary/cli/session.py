@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from bestiary.sampling import Sampling
 
 GIVEN, TYPED, PLAIN = "\033[33m", "\033[1;32m", "\033[0m"  # the prompt, what the user types, the model's own
+SPEAKS = "[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+"""What a terminal obeys: control characters (a return would let a line be written over), and the marks that turn the
+direction of writing around."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,10 @@ class Session:
         self.ids += self.model.tokenizer.encode(text, bos=not self.ids)
 
     def show(self, text: str, color: str = "") -> None:
-        """On a terminal, control characters of the text as their escapes: what a model says comes from a file that
-        nobody vouches for, and could move the cursor or retitle the window. Elsewhere the text as it is."""
+        """On a terminal, characters of the text that it obeys as their escapes: what a model says comes from a file
+        that nobody vouches for, and could move the cursor or retitle the window. Elsewhere the text as it is."""
         if sys.stdout.isatty():
-            text = re.sub("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", lambda found: printable(found[0]), text)
+            text = re.sub(SPEAKS, lambda found: printable(found[0]), text.replace("\r\n", "\n"))
         self._write(f"{color}{text}{PLAIN}" if self.color and color and text else text)
 
     def _write(self, text: str) -> None:

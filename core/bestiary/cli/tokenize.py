@@ -33,7 +33,7 @@ def tokenize(
 
     PATH may be a checkpoint or a tokenizer file alone.
     """
-    from bestiary.chat import template_of
+    from bestiary.chat import rendered, template_of
     from bestiary.model import open_tokenizer
 
     if (prompt is None) == (file is None):
@@ -51,7 +51,8 @@ def tokenize(
         return
     messages: list[Message] = [{"role": "user", "content": text}] if file is None else messages_of(text, file)
     with terminal.aside(as_json):
-        segments = template_of(material, tokenizer, host, family, chat_template).render(messages)
+        template = template_of(material, tokenizer, host, family, chat_template)
+        segments = rendered(template, messages, host.whose(template))
         ids = tokenizer.encode_segments(segments, bos=not no_bos)
     if as_json:
         print(json.dumps({"text": "".join(segment.text for segment in segments), "segments": [

@@ -11,7 +11,7 @@ from importlib import metadata, resources, util
 from pathlib import Path
 from string import Template
 
-from bestiary.cli.main import BUILT_IN
+from bestiary.commands import BUILT_IN
 from bestiary.contributions import KINDS
 from bestiary.discovery import OWN
 from bestiary.errors import BestiaryError

@@ -84,11 +84,17 @@ class Contract:
         item = getattr(type(self), rule.singular, None)
         if rule.singular not in metafunc.fixturenames:
             return
+        where = f"{type(self).__name__}.{rule.singular}"
         if isinstance(item, type):
-            raise Broken(f"{type(self).__name__}.{rule.singular} is the class {item.__name__}, not an instance of it: "
+            raise Broken(f"{where} is the class {item.__name__}, not an instance of it: "
                          f"write {rule.singular} = {item.__name__}()")
         if isinstance(item, rule.item):
             metafunc.parametrize(rule.singular, [item], ids=[str(getattr(item, "name", rule.singular))])
+        elif item is not None and not callable(item):  # pytest's fixtures are
+            raise Broken(f"{where} is {shown(item)}, no {rule.item.__name__}")
+        elif item is None and not given(metafunc, rule.singular):
+            raise Broken(f"{type(self).__name__} does not say what it tests: write {rule.singular} = "
+                         f"Your{rule.item.__name__}() in it, or a fixture {rule.singular}")
 
     def check_contribution(self, item: Any) -> None:
         """Raises Broken unless the host takes the item."""
@@ -108,6 +114,12 @@ class Contract:
         found = sorted(set(self.heavy) & imported)
         expect(not found, f"importing {type(item).__module__} imports {', '.join(found)}: import that inside of the "
                           "functions that need it; every start of bestiary imports every plugin")
+
+
+def given(metafunc: pytest.Metafunc, name: str) -> bool:
+    """Whether a test gets this argument from a fixture or a parametrize mark; True where pytest does not tell."""
+    fixtures = getattr(metafunc, "_arg2fixturedefs", None)  # public in no version of pytest
+    return fixtures is None or name in fixtures or any(metafunc.definition.iter_markers("parametrize"))
 
 
 def pickled(value: Any, what: str) -> Any:

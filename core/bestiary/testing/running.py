@@ -62,6 +62,19 @@ class RunningContract(Contract):
                        f"the graph of {which} is finished without prefix_mask=True")
                 expect(model.layout(ids.tolist()) == layout, "layout() of the same ids differs")
 
+    def test_what_is_generated_stands_where_it_would_in_a_prompt(self, architecture: Architecture) -> None:
+        """`next` and `step` go on as layout() itself does; not where a longer prompt's tokens stand elsewhere."""
+        for which, model in self.models(architecture):
+            for ids in (prompt.tolist() for prompt in self.prompts(model) if len(prompt) > 2):
+                layout, longer = model.layout(ids[:-2]), model.layout(ids)
+                if longer.prefix != layout.prefix or tuple(
+                        tuple(stream)[:-2] for stream in longer.positions) != tuple(map(tuple, layout.positions)):
+                    continue
+                found = [(first, first + step) for first, step in zip(layout.next, layout.step, strict=True)]
+                wanted = [tuple(stream)[-2:] for stream in longer.positions]
+                expect(found == wanted, f"after {len(ids) - 2} tokens next = {layout.next}, step = {layout.step} put "
+                       f"two more at {found}; layout() of all {len(ids)} puts them at {wanted} ({which})")
+
     def test_the_forward_pass_gives_numbers(self, architecture: Architecture, host: Host) -> None:
         for which, model in self.models(architecture):
             ids = self.prompts(model)[0]

@@ -14,6 +14,7 @@ from bestiary.architecture import Architecture, PromptLayout
 from bestiary.backend import Backend, Batch, KVCache, Limits, Plan
 from bestiary.canonical import to_canonical
 from bestiary.checkpoint import CANONICAL, Checkpoint, TokenizerMaterial
+from bestiary.contributions import shown
 from bestiary.graph import Graph
 from bestiary.host import Host
 from bestiary.quantizer import Quantizer
@@ -74,7 +75,9 @@ def make_model(architecture: Architecture, config: Mapping[str, Any], seed: int 
     normal = architecture.normalise(dict(config), {})
     expect("max_position_embeddings" in normal, "a normalised config says max_position_embeddings, the context that "
                                                 "the model was made for")
-    graph = architecture.graph(normal, normal["max_position_embeddings"])
+    graph, again = (architecture.graph(normal, normal["max_position_embeddings"]) for _ in range(2))
+    expect(again == graph, f"graph() of {architecture.name} gives another graph when it is called again with the same "
+                           "config; does it depend on the order of a set, on chance, or on what it keeps?")
     derived = architecture.derived(normal)
     shapes = {name: shape for name, shape in graph.weights.items() if name not in derived}
     raw = Checkpoint(Path("tiny"), dict(config), random_weights(shapes, seed), CANONICAL, TokenizerMaterial())
@@ -116,7 +119,17 @@ class Runs:
 
     def forward(self, cache: KVCache, *pieces: Piece, wanted: Sequence[int] | None = None,
                 output: str = "logits") -> Floats:
-        return self.plan.forward(self.batch(*pieces, wanted=wanted), cache, output)
+        return self.run(self.batch(*pieces, wanted=wanted), cache, output)
+
+    def run(self, batch: Batch, cache: KVCache, output: str = "logits") -> Floats:
+        """A forward, and whether it gives what such a one must."""
+        rows: object = self.plan.forward(batch, cache, output)
+        graph = self.plan.graph
+        needed = len(batch.wanted), graph.nodes[graph.output if output == "logits" else graph.hidden].width
+        found = f"{rows.dtype} of shape {rows.shape}" if isinstance(rows, np.ndarray) else shown(rows)
+        if not isinstance(rows, np.ndarray) or rows.dtype != np.float32 or rows.shape != needed:
+            raise Broken(f"forward() gives {found} for the output {output!r}; needed: float32 of shape {needed}")
+        return rows
 
     def prefix(self, ids: Ids) -> int:
         return self.layout(ids.tolist()).prefix

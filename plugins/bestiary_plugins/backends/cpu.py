@@ -20,6 +20,7 @@ from bestiary.backend import Backend, Batch, KVCache, Limits, Plan, Progress
 from bestiary.batch_check import BatchCheck
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph
+from bestiary.guard import calling
 from bestiary.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -169,7 +170,8 @@ class CpuPlan(Plan):
         for slot, width in zip(call.inputs, call.widths, strict=True):
             arrays.append(np.empty((self.program.rows(slot), width), np.float32))
             self.program.read(slot, arrays[-1])
-        result = call.function(*arrays, **call.keywords)
+        with calling(f"operation {call.name}", "run"):
+            result = call.function(*arrays, **call.keywords)
         expected = (self.program.rows(call.out), call.width)
         if getattr(result, "shape", None) != expected:
             raise BestiaryError(f"{call.name} returned shape {getattr(result, 'shape', None)}, not {expected}")

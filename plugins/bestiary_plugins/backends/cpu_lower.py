@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from bestiary.errors import BestiaryError
 from bestiary.graph import OPERATIONS, Graph, Node
+from bestiary.named_function import operation
 from bestiary_kernels import Program
 from bestiary_plugins.backends.cpu_pack import Weights
 
@@ -240,8 +240,7 @@ class _Lowering:
     def _call(self, key: Key, node: Node) -> None:
         params = dict(node.params)
         name = params.pop("function")
-        module, _, attribute = name.partition(":")
-        function = getattr(import_module(module), attribute)
+        function = operation(name)
         keywords = params | {part: self.weights.arrays[weight] for part, weight in node.weights.items()}
         inputs = [self._value(i, key[1]) for i in node.inputs]
         widths = tuple(self.nodes[i].width for i in node.inputs)

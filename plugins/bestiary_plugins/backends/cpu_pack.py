@@ -16,7 +16,7 @@ from bestiary.backend import Progress
 from bestiary.encoding import BF16, Bits, Encoding, Factor
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph
-from bestiary.tensor import Tensor, encode_plain
+from bestiary.tensor import Tensor, encode_plain, read_exactly
 from bestiary_kernels import Layout, Matrix, quantize_q8_0
 from bestiary_plugins.encodings import Q8_0
 
@@ -135,10 +135,7 @@ def _stored_as(tensor: Tensor, matrix: bool) -> Encoding:
 def _read(tensor: Tensor, start: int, stop: int, encoding: Encoding) -> NDArray[np.uint8]:
     """Rows start..stop-1 as bytes of `encoding`."""
     if encoding is tensor.encoding:
-        rows = tensor.read(start, stop)
-        if rows.shape != (stop - start, tensor.row_bytes):
-            raise BestiaryError(f"rows {start}..{stop} came as {rows.shape}, not {(stop - start, tensor.row_bytes)}")
-        return np.ascontiguousarray(rows)
+        return np.ascontiguousarray(read_exactly(tensor, start, stop))
     values = tensor.decode(start, stop)
     return quantize_q8_0(values) if encoding is Q8_0 else encode_plain(values, encoding)
 

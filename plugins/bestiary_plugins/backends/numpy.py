@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,8 @@ from bestiary.backend import Backend, Batch, KVCache, Limits, Plan, Progress
 from bestiary.batch_check import BatchCheck
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph, Node
+from bestiary.guard import calling
+from bestiary.named_function import operation
 from bestiary.tensor import Tensor
 
 Floats = NDArray[np.float32]
@@ -236,18 +237,14 @@ class Forward:
 
     def call(self, node: Node, *inputs: Floats, **weights: Floats) -> Floats:
         params = dict(node.params)
-        result = plugin_function(params.pop("function"))(*inputs, **weights, **params)
+        function = operation(params.pop("function"))
+        with calling(f"operation {node.params['function']}", "run"):
+            result = function(*inputs, **weights, **params)
         expected = (len(self.batch.sequences), node.width)
         if getattr(result, "shape", None) != expected:
             raise BestiaryError(f"{node.params['function']} returned shape {getattr(result, 'shape', None)}, "
                                 f"not {expected}")
         return np.asarray(result, np.float32)
-
-
-def plugin_function(name: str) -> Any:
-    """ "package.module:function" -> the function. The name comes from an architecture, never from a model file."""
-    module, _, function = name.partition(":")
-    return getattr(import_module(module), function)
 
 
 def normalised(g: Floats, eps: float, weight: Floats | None) -> Floats:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,16 +49,16 @@ class Row:
                 f"{self.prefill:,.0f}", f"{self.decode:,.0f}", self.says)
 
 
-def beasts(host: Host, backend: str | None, threads: int | None, seed: int) -> None:
-    """Prints the table, a row as soon as it is measured. Raises BestiaryError at the end where a family failed."""
+def beasts(host: Host, folder: Path, backend: str | None, threads: int | None, seed: int) -> None:
+    """Prints the table, a row as soon as it is measured; the models are written to a folder each in `folder`. Raises
+    BestiaryError at the end where a family failed."""
     print("Tiny models of random weights, one of every family: published, converted, quantized, run.\n")
     print(_line(tuple(title for title, _ in FIGURES)), flush=True)
     failed = []
     for name in sorted(host.architectures):
         architecture = host.architectures[name]
         try:
-            with tempfile.TemporaryDirectory(prefix="bestiary-demo-") as folder:
-                row = beast(architecture, Path(folder), host, backend, threads, seed)
+            row = beast(architecture, folder / name, host, backend, threads, seed)
             print(_line(row.cells), flush=True)
         except BestiaryError as error:
             failed.append(name)
@@ -108,7 +107,7 @@ def publish(architecture: Architecture, folder: Path, seed: int, **values: Any) 
     made = Checkpoint(folder, config, {name: ArrayTensor(weights(name, shape, random))
                                        for name, shape in graph.weights.items() if name not in derived}, CANONICAL)
     theirs = from_canonical(to_canonical(made, architecture)[0], architecture, NAMING)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     save_file({name: tensor.decode().reshape(tensor.shape).astype(np.float16)
                for name, tensor in theirs.tensors.items()}, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bestiary.errors import BestiaryError
 from bestiary.host import Host
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def demo(
     threads: Annotated[int | None, typer.Option("-t", "--threads", metavar="N", help="Threads.")] = None,
     seed: Annotated[int, typer.Option("-s", "--seed", metavar="N", help="Random seed of the stories.")] = SEED,
     beasts: Annotated[bool, typer.Option("--beasts", help="A tiny random model of every family instead.")] = False,
+    keep: Annotated[Path | None, typer.Option("--keep", metavar="FOLDER", help="Keep the models there.")] = None,
 ) -> None:
     """Convert, quantize and run a small model, and compare the types."""
     from bestiary.model import load
@@ -45,10 +47,10 @@ def demo(
     if beasts:
         from bestiary_plugins.demo.beasts import beasts as every_family
 
-        with _saying_once():
-            return every_family(host, backend, threads, seed)
-    with _saying_once(), tempfile.TemporaryDirectory(prefix="bestiary-demo-") as folder:
-        files = {kind: Path(folder) / f"model-{kind}.gguf" for kind in TYPES if kind in host.quantizers}
+        with _saying_once(), _folder(keep) as folder:
+            return every_family(host, folder, backend, threads, seed)
+    with _saying_once(), _folder(keep) as folder:
+        files = {kind: folder / f"model-{kind}.gguf" for kind in TYPES if kind in host.quantizers}
         first = next(iter(files))
         for kind in (first, SMALL):
             source = model() if kind == first else files[first]
@@ -108,6 +110,22 @@ def _size(count: int) -> str:
 def _command(name: str, source: Path, target: Path, kind: str) -> str:
     middle = f"{target.name} --outtype {kind}" if name == "convert" else f"{target.name} {kind}"
     return f"$ bestiary {name} {source.name} {middle}"
+
+
+@contextlib.contextmanager
+def _folder(kept: Path | None) -> Iterator[Path]:
+    """Where the models are written: a new folder that stays, or one that is gone at the end."""
+    if kept is None:
+        with tempfile.TemporaryDirectory(prefix="bestiary-demo-") as folder:
+            yield Path(folder)
+        return
+    try:
+        kept.mkdir(parents=True)
+    except FileExistsError:
+        raise BestiaryError(f"{kept} is there already; remove it, or choose another with --keep") from None
+    except OSError as error:
+        raise BestiaryError(f"cannot write {kept}: {error.strerror}") from None
+    yield kept
 
 
 @contextlib.contextmanager

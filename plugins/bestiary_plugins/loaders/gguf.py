@@ -122,8 +122,7 @@ def read_config(metadata: Metadata, tokenizer: TokenizerMaterial, tensors: Mappi
     architecture = metadata.text("general.architecture")
     if architecture is None:
         return base
-    host.architectures.get(architecture)  # raises where two plugins give the name: iteration leaves it out
-    families = [family for family in host.architectures.values() if family.file_name == architecture]
+    families = host.filed_as(architecture, base, tokenizer)
     keys = dict.fromkeys((*COMMON_KEYS, *(key for family in families for key in family.keys)))
     config = from_keys(metadata, keys, architecture, base)
     for name, token in (("bos_token_id", tokenizer.bos), ("eos_token_id", tokenizer.eos)):

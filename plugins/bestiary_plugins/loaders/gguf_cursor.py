@@ -9,8 +9,9 @@ from bestiary.files import DataFile
 
 CHUNK = 1 << 20
 # A sparse file of a terabyte is quickly made: being inside the file is not enough for what is held in memory.
-LARGEST_HEADER, MOST_STRINGS = 256 << 20, 1 << 21
-"""MOST_STRINGS: in all arrays of the header; the largest vocabulary known has 262,144 pieces and 514,906 merges."""
+LARGEST_HEADER, MOST_STRINGS = 160 << 20, 1 << 21
+"""LARGEST_HEADER: two of the largest tokenizer files that are read fit, one of them in base64. MOST_STRINGS: in all
+arrays of the header; the largest vocabulary known has 262,144 pieces and 514,906 merges."""
 
 
 class Cursor:

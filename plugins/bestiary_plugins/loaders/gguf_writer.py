@@ -19,6 +19,7 @@ from bestiary.checkpoint import CANONICAL, Checkpoint
 from bestiary.encoding import Encoding
 from bestiary.errors import BestiaryError
 from bestiary.files import replacing
+from bestiary.layout_json import check_addresses
 from bestiary.loader import Writer
 from bestiary.readahead import read_ahead
 from bestiary.tensor import Tensor
@@ -79,6 +80,7 @@ def stored(name: str, tensor: Tensor, host: Host) -> list[tuple[str, tuple[int, 
     if code is not None:
         return [(name, shape, code)]
     describe(tensor.encoding, host.encodings)  # raises where it cannot be written
+    check_addresses(tensor.encoding, tensor.columns)
     return [(plane_name(name, i), plane_shape(tensor, i), TENSOR_CODES[I8.name])
             for i in range(len(tensor.encoding.block_bytes))]
 
@@ -115,8 +117,8 @@ def metadata_of(checkpoint: Checkpoint, host: Host) -> Keys:
 def family_of(checkpoint: Checkpoint, host: Host) -> Architecture:
     """The family whose keys are written: the one the checkpoint's GGUF named, else the one that claims it."""
     named = checkpoint.metadata.get("general.architecture")
-    families = [name for name, family in host.architectures.items() if family.file_name == named]
-    return host.architecture_of(checkpoint.config, checkpoint.tokenizer, families[0] if len(families) == 1 else None)
+    families = host.filed_as(named, checkpoint.config, checkpoint.tokenizer) if isinstance(named, str) else []
+    return families[0] if len(families) == 1 else host.architecture_of(checkpoint.config, checkpoint.tokenizer)
 
 
 def encodings_of(tensors: Mapping[str, Tensor]) -> dict[str, Encoding]:
@@ -211,8 +213,6 @@ def write_data(file: IO[bytes], end: int, places: list[int], tensors: Mapping[st
         end = parts[-1][-1][0] + tensor.rows * sizes[-1]
     names = list(tensors)
     for index, first, rows in read_ahead(tensors.values()):
-        if rows.ndim != 2 or rows.shape[1] != sum(size for _, size in parts[index]):
-            raise BestiaryError(f"tensor {names[index]} gave bytes of shape {rows.shape} from row {first} on")
         column = 0
         for start, size in parts[index]:
             file.seek(start + first * size)

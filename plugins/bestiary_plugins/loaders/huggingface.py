@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from bestiary.host import Host
 
 NAMING = "huggingface"
+MOST_LISTED = 1 << 18
+"""Tensors in the index of shards; the largest known has 140,000."""
 
 
 class Weights(NamedTuple):
@@ -80,7 +83,7 @@ def open_huggingface(path: Path) -> Checkpoint:
     """The checkpoint of a folder, or of the one its weights file lies in. Raises BestiaryError for what is missing,
     damaged or not understood."""
     folder = path if path.is_dir() else path.parent
-    if not (folder / "config.json").is_file():
+    if not os.path.lexists(folder / "config.json"):
         raise BestiaryError(f"no config.json in {folder}")
     config = read_object(folder / "config.json")
     if quantization := config.get("quantization_config"):
@@ -94,9 +97,9 @@ def open_huggingface(path: Path) -> Checkpoint:
 def folder_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder. A single file wins over shards, as in transformers."""
     for kind in WEIGHTS:
-        if (folder / kind.single).is_file():
+        if os.path.lexists(folder / kind.single):  # what is no file of its own, DataFile says
             return dict(kind.open(DataFile(folder / kind.single)))
-        if (folder / kind.shards).is_file():
+        if os.path.lexists(folder / kind.shards):
             return sharded_tensors(folder, kind)
     found = [name for name in UNREAD if (folder / name).is_file()]
     if found:
@@ -120,7 +123,7 @@ def file_tensors(path: Path) -> dict[str, Tensor]:
 
 def read_index(path: Path) -> dict[str, str]:
     """Tensor -> the name of the file it is in: a plain one, so that it lies in the folder itself."""
-    shards: Any = read_object(path, LARGEST_LIST).get("weight_map")
+    shards: Any = read_object(path, LARGEST_LIST, MOST_LISTED).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise BestiaryError(f"{path} has no weight_map")
     for tensor, shard in shards.items():
@@ -140,7 +143,7 @@ def sharded_tensors(folder: Path, kind: Weights) -> dict[str, Tensor]:
     listed = read_index(folder / kind.shards)
     shards: dict[str, Mapping[str, Tensor]] = {}
     for shard in dict.fromkeys(listed.values()):
-        if not (folder / shard).is_file():
+        if not os.path.lexists(folder / shard):
             raise BestiaryError(f"shard {shard} is missing from {folder}")
         shards[shard] = kind.open(DataFile(folder / shard))
     for tensor, shard in listed.items():

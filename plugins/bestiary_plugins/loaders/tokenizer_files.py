@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> bytes | None:
     """The file, or None where there is none."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     file = DataFile(path)
     if file.size > MAX_FILE:

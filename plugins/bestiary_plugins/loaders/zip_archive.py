@@ -15,7 +15,7 @@ from bestiary.errors import BestiaryError
 from bestiary.files import DataFile
 
 LOCAL, CENTRAL, END, END64, LOCATOR = b"PK\3\4", b"PK\1\2", b"PK\5\6", b"PK\6\6", b"PK\6\7"
-LARGEST_DIRECTORY, MOST_ENTRIES = 64 << 20, 1 << 18
+LARGEST_DIRECTORY, MOST_ENTRIES = 16 << 20, 1 << 16
 ALL32, ALL16 = 0xFFFFFFFF, 0xFFFF
 ENCRYPTED = 1 | 1 << 6 | 1 << 13
 

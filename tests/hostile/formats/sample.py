@@ -7,19 +7,23 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 
+from bestiary import inspection
 from bestiary.backend import Limits
 from bestiary.canonical import to_canonical
 from bestiary.chat import template_of
 from bestiary.checkpoint import Checkpoint
+from bestiary.cli import inspect
 from bestiary.encoding import F32
 from bestiary.errors import BestiaryError
 from bestiary.host import Host
 from bestiary.model import Model, make_tokenizer
+from bestiary.saving import save_as
 from bestiary.testing.damage import damaged
 from bestiary.tokenizer import Stream, Tokenizer
 
@@ -27,6 +31,8 @@ Files = dict[str, bytes]
 Damage = Callable[[Files, int], tuple[str, Files]]
 MESSAGES = ({"role": "system", "content": "Be short."}, {"role": "user", "content": "Hello <s> world"},
             {"role": "assistant", "content": "Hi"}, {"role": "user", "content": "Bye"})
+SHARE = 4
+"""One in so many is converted, as far as that gets."""
 TEXT = "Hello <s>  wörld\n\x00 12345 </s>"
 
 
@@ -43,20 +49,29 @@ def generic(files: Files, seed: int) -> tuple[str, Files]:
 @dataclass
 class Sample:
     """files: by name; what is opened is the folder they lie in, or the one called `opened`. damage: what is done for a
-    number. use: with what was opened; by default the model is run. loader: the name it is read by."""
+    number. use: with what was opened; by default the model is run, and one in SHARE is converted. loader: the name
+    it is read by."""
 
     files: Files
     loader: str
     opened: str = ""
     damage: Damage = generic
-    use: Callable[[Path, str, Host], None] = field(default=lambda path, loader, host: run(path, loader, host))
+    use: Callable[[Path, str, Host], None] | None = None
 
     def case(self, host: Host, folder: Path) -> Callable[[int], None]:
         """Uses the sample, damaged by the seed."""
         def case(seed: int) -> None:
-            self.attempt(self.damage(self.files, seed)[1], host, folder)
+            self.attempt(self.damaged(seed)[1], host, folder)
 
         return case
+
+    def damaged(self, seed: int) -> tuple[str, Files]:
+        """What is done for the number, and the files of it: never as they were."""
+        while True:
+            how, files = self.damage(self.files, seed)
+            if files != self.files:
+                return how, files
+            seed += 1_000_000_007
 
     def attempt(self, files: Mapping[str, bytes], host: Host, folder: Path) -> None:
         for name, data in files.items():
@@ -64,18 +79,29 @@ class Sample:
         for path in list(folder.iterdir()):
             if path.name not in files:
                 path.unlink()
-        self.use(folder / self.opened if self.opened else folder, self.loader, host)
+        path = folder / self.opened if self.opened else folder
+        if self.use is not None:
+            return self.use(path, self.loader, host)
+        refusals = Refusals()
+        with refusals.step():
+            run(path, self.loader, host)
+        with refusals.step():
+            if sum(map(crc32, files.values())) % SHARE == 0:
+                convert(path, self.loader, host, folder.parent / "out.gguf")
+        return refusals.done()
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A folder in memory, if the machine has that."""
     memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(prefix="bestiary-", dir=memory if memory.is_dir() else None))
+    place = Path(tempfile.mkdtemp(prefix="bestiary-", dir=memory if memory.is_dir() else None))
+    folder = place / "in"
+    folder.mkdir()
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 class Refusals:
@@ -101,6 +127,8 @@ def run(path: Path, loader: str, host: Host) -> None:
     refusals = Refusals()
     with refusals.step():
         host.recognise(path)
+    with refusals.step():
+        look(path, loader, host)
     checkpoint = host.open(path, loader)
     with refusals.step():
         read_tokenizer(checkpoint, host)
@@ -111,6 +139,29 @@ def run(path: Path, loader: str, host: Host) -> None:
     with refusals.step():
         forward(checkpoint, host)
     refusals.done()
+
+
+def look(path: Path, loader: str, host: Host) -> None:
+    """What `inspect` prints, for people and for programs: nothing of a file moves a cursor or ends a line."""
+    facts = inspection.inspect(path, host, loader)
+    words = [*inspect.text(facts, tensors=True).split("\n"), *inspect.as_json_text(facts).split("\n")]
+    wrong = [line for line in words if not line.isprintable()]
+    if wrong:
+        raise ValueError(f"inspect prints {wrong[0]!r}")
+
+
+def convert(path: Path, loader: str, host: Host, out: Path) -> None:
+    """The model as a file of another type. What is written can be read, whatever it was made of."""
+    checkpoint = host.open(path, loader)
+    if not checkpoint.tensors:
+        return
+    save_as(path, out, "q4_0", host, loader=loader, requantize=True, force=True)
+    try:
+        written = host.open(out)
+        for tensor in written.tensors.values():
+            tensor.decode(0, min(tensor.rows, 1 << 10))
+    except BestiaryError as error:
+        raise ValueError(f"what was written cannot be read: {error}") from error
 
 
 def read_tokenizer(checkpoint: Checkpoint, host: Host) -> None:

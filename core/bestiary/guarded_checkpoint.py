@@ -1,0 +1,71 @@
+"""A checkpoint that a loader gave: looked at before anybody uses it, its tensors read under guard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bestiary.checkpoint import Checkpoint, TokenizerMaterial, Vocabulary
+from bestiary.contributions import one_line, shown
+from bestiary.encoding import Encoding
+from bestiary.errors import BestiaryError, short
+from bestiary.guard import calling
+from bestiary.tensor import Tensor, rows_of
+
+FIELDS: Mapping[str, type] = {"path": Path, "config": Mapping, "tensors": Mapping, "naming": str,
+                              "tokenizer": TokenizerMaterial, "metadata": Mapping}
+MATERIAL: Mapping[str, tuple[type, ...]] = {
+    "files": (Mapping,), "vocabulary": (Vocabulary, type(None)), "bos": (int, type(None)), "eos": (int, type(None)),
+    "ends": (tuple,), "chat_template": (str, type(None))}
+
+
+class GuardedTensor(Tensor):
+    """Another tensor, whose loader is named for its faults."""
+
+    def __init__(self, base: Tensor, name: str, guard: calling) -> None:
+        self.shape, self.encoding, self._base = base.shape, base.encoding, base
+        self._name, self._guard = name, guard.also(f"read tensor {name}")
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        with self._guard:
+            try:
+                rows: object = self._base.read(start, stop)
+            except OSError as error:  # of a disk; a writer would take it for one of what it writes
+                said = f"tensor {self._name}: {self._guard.who} cannot read it: {one_line(error)}"
+                raise BestiaryError(said) from error
+        return rows_of(rows, self, start, stop, f"tensor {self._name}: {self._guard.who}")
+
+
+def guarded(checkpoint: object, path: Path, guard: calling) -> Checkpoint:
+    """The checkpoint under guard; it pickles where it did. Raises BestiaryError for what is no checkpoint."""
+    if not isinstance(checkpoint, Checkpoint):
+        raise BestiaryError(f"{guard.who} opened {path} and gave {shown(checkpoint)}, not a Checkpoint")
+    with guard:
+        for fault in _faults(checkpoint):
+            raise BestiaryError(f"{guard.who} opened {path} and gave a checkpoint whose {fault}")
+        tensors = {name: GuardedTensor(tensor, name, guard) for name, tensor in checkpoint.tensors.items()}
+    return checkpoint.having(tensors=tensors, source=(_again, (checkpoint, path, guard.who, guard.what)))
+
+
+def _again(checkpoint: Checkpoint, path: Path, who: str, what: str) -> Checkpoint:
+    return guarded(checkpoint, path, calling(who, what))
+
+
+def _faults(checkpoint: Checkpoint) -> Iterator[str]:
+    """What is wrong with its fields, in words."""
+    for name, kind in FIELDS.items():
+        if not isinstance(value := getattr(checkpoint, name), kind):
+            yield f"{name} is {shown(value)}, not a {kind.__name__}"
+    for name, kinds in MATERIAL.items():
+        if not isinstance(value := getattr(checkpoint.tokenizer, name), kinds):
+            yield f"tokenizer has {shown(value)} for {name}, not a {kinds[0].__name__}"
+    for name, tensor in checkpoint.tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            yield f"tensors have {shown(tensor)} for {short(name)}, not a name and a Tensor"
+        if not isinstance(tensor.encoding, Encoding):
+            yield f"tensor {name} has the encoding {shown(tensor.encoding)}, not an Encoding"
+        if not isinstance(tensor.shape, tuple) or not all(type(size) is int and size >= 0 for size in tensor.shape):
+            yield f"tensor {name} has the shape {shown(tensor.shape)}, not a tuple of whole numbers"
