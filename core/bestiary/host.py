@@ -23,6 +23,7 @@ from bestiary.first_look import described, first_look
 from bestiary.guard import PASSING, calling, loading, printing_to_stderr, same, whose
 from bestiary.hooks import hooks_of
 from bestiary.loader import Loader, Writer
+from bestiary.plugin_report import PluginReport
 from bestiary.quantizer import Quantizer
 from bestiary.registry import Origin, Provided, Registry, normal
 from bestiary.template import Template
@@ -53,26 +54,6 @@ class HostSettings:
         listed = os.environ.get("BESTIARY_PLUGINS")
         names = None if listed is None else tuple(name.strip() for name in listed.split(",") if name.strip())
         return cls(names, tuple(files), tuple(prefer))
-
-
-@dataclass(frozen=True)
-class PluginReport:
-    """What became of a plugin. provides: kind -> names. seconds: its import took. reason, traceback: why it is set
-    aside, or None. clashes: a sentence on each name that another plugin gives too."""
-
-    plugin: str
-    distribution: str
-    version: str
-    entry_point: str
-    provides: Mapping[str, tuple[str, ...]]
-    seconds: float
-    reason: str | None = None
-    traceback: str | None = None
-    clashes: tuple[str, ...] = ()
-
-    @property
-    def origin(self) -> Origin:
-        return Origin(self.plugin, self.distribution, self.version, self.entry_point)
 
 
 @dataclass
@@ -115,6 +96,7 @@ class Host:
         self._registries: dict[str, Registry[Any]] = {}
         self._lock = threading.RLock()
         self._quiet = False
+        self._clashing: set[str] = set()  # whose clashes were said
         distributions = {normal(plugin.origin.distribution) for plugin in self._plugins} | {OWN}
         for name in settings.prefer:
             if normal(name) not in distributions:
@@ -310,14 +292,16 @@ class Host:
             self.say_clash([entry.origin for entry in entries])
 
     def say_clash(self, origins: Iterable[Origin], line: str = "") -> None:
-        """A third party that gives something of another's name is named once a process, in that line or in general,
-        however many names it is: `bestiary plugins` lists them all."""
-        new = {f"clash: {origin}": str(origin) for origin in origins
-               if normal(origin.distribution) != OWN and f"clash: {origin}" not in _said}
-        if new and not self._quiet:
-            _said.update(new)
-            self._say(line or f"{' and '.join(new.values())}: some of its names are other plugins' too; the surest of "
-                              "them is used, or what --prefer chooses; `bestiary plugins` lists them")
+        """A third party that gives something of another's name is named once, in that line or in general, however many
+        names it is: `bestiary plugins` lists them all."""
+        new = {str(origin): None for origin in origins
+               if normal(origin.distribution) != OWN and str(origin) not in self._clashing}
+        self._clashing |= new.keys()
+        if line and new:
+            self._log(line)
+        elif new:
+            self._say(f"{' and '.join(new)}: some of its names are other plugins' too; the surest of them is used, or "
+                      "what --prefer chooses; `bestiary plugins` lists them")
 
     def _provided(self, kind: str) -> list[Provided[Any]]:
         """What the plugins that are not set aside provide of a kind; calls the hooks that were not called yet."""
@@ -358,9 +342,13 @@ class Host:
 
     def _say(self, line: str) -> None:
         if not self._quiet and line not in _said:
+            _said.add(line)
+            self._log(line)
+
+    def _log(self, line: str) -> None:
+        if not self._quiet:
             import logging  # late: a process without a bad plugin does not need it
 
-            _said.add(line)
             logging.getLogger("bestiary").warning("%s", printable(line))
 
     def _surest(self, entries: Iterable[Provided[T]], score: Callable[[T], int], what: str) -> list[Provided[T]]:

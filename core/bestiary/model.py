@@ -182,7 +182,7 @@ def stands(layout: PromptLayout, count: int, context: int) -> bool:
     streams = [np.asarray(numbers) for numbers in (*layout.positions, layout.next, ends)]
     return (type(layout.prefix) is int and 0 <= layout.prefix <= count
             and all(len(stream) == count for stream in layout.positions)
-            and all(stream.ndim == 1 and (not stream.size or stream.dtype.kind in "iu" and 0 <= stream.min()
+            and all(stream.ndim == 1 and (not stream.size or stream.dtype.kind in "iu" and stream.min() >= 0
                                           and stream.max() < 1 << 31) for stream in streams))
 
 
