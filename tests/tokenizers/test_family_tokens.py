@@ -146,13 +146,14 @@ def test_chimera_begins_with_one_bos(data: Path, host: Host) -> None:
 
 
 def test_a_bloom_with_more_rows_than_pieces_speaks_on(host: Host, bloom: Path) -> None:
-    """A row without a piece may be chosen: it stands for no text, and ends nothing."""
+    """A row without a piece is never chosen, and may stand in a prompt; our file pads the vocabulary, as others do."""
     save_as(bloom, bloom.parent / "bloom.gguf", "f16", host)
     for path in (bloom, bloom.parent / "bloom.gguf"):
         with load(path, "numpy", host=host, context=64) as model:
             assert model.plan.graph.vocabulary == 920 > load_tokenizer(bloom, host).size
             said = model.generate("Hello", max_tokens=3, temperature=0)
-            assert "".join(said) == "" and said.reason == "length"
+            assert len(list(said)) <= 3 and said.reason == "length"
+            assert all(token < model.tokenizer.size for token in said.generation.tokens)
             assert model.generate([919, 919], max_tokens=2, temperature=0).generation.request.ids == (919, 919)
 
 
