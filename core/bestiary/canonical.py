@@ -10,7 +10,7 @@ from typing import Any
 
 from bestiary.architecture import Architecture, Rule
 from bestiary.checkpoint import CANONICAL, Checkpoint
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, short
 from bestiary.graph import Graph
 from bestiary.tensor import Tensor
 
@@ -22,6 +22,9 @@ def to_canonical(checkpoint: Checkpoint, architecture: Architecture,
     Raises BestiaryError for tensors missing, unknown, or of another shape than the graph declares."""
     tensors = rename(checkpoint, architecture)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    causal = checkpoint.config.get("is_causal", True)
+    if causal is not True:  # no operation has such a mask, whatever the family; null means the same as false
+        raise BestiaryError(f"{checkpoint.path}: is_causal = {short(causal)} is not implemented; known: True")
     config = architecture.normalise(checkpoint.config, shapes)
     check_layers(checkpoint, config, len(tensors))
     graph = architecture.graph(config, context or config["max_position_embeddings"])

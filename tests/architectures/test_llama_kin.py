@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bestiary.canonical import to_canonical
-from bestiary.checkpoint import Checkpoint, TokenizerMaterial
+from bestiary.checkpoint import CANONICAL, Checkpoint, TokenizerMaterial
 from bestiary.convert import convert, recipe_for
 from bestiary.errors import BestiaryError
 from bestiary.files import DataFile
@@ -25,6 +25,10 @@ CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "mixtra
            "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "gemma2": "Gemma2ForCausalLM",
            "phi3": "Phi3ForCausalLM", "gpt2": "GPT2LMHeadModel", "gptneox": "GPTNeoXForCausalLM"}
 families = pytest.mark.parametrize("family", CLASSES)
+OTHERS = {"bloom": "BloomForCausalLM", "falcon": "FalconForCausalLM", "chatglm": "GlmForCausalLM",
+          "glm4": "Glm4ForCausalLM"}
+"""No kin of LLaMA, but known by their class as well."""
+NAMED = CLASSES | OTHERS
 
 
 def normal(host: Host, family: str, **changes: Any) -> dict[str, Any]:
@@ -32,13 +36,33 @@ def normal(host: Host, family: str, **changes: Any) -> dict[str, Any]:
     return architecture.normalise({**architecture.example_config(), **changes}, {})
 
 
-@families
+@pytest.mark.parametrize("family", NAMED)
 def test_a_config_is_one_familys_by_its_type_and_by_its_class(family: str, host: Host) -> None:
     config = host.architectures[family].example_config()
-    for known in (config, {"model_type": config["model_type"]}, {"architectures": [CLASSES[family]]}):
+    named = {"architectures": [NAMED[family]]}
+    for known in (config, {"model_type": config["model_type"]}, named):
         assert host.architecture_of(known, TokenizerMaterial()).name == family
     with pytest.raises(BestiaryError):
         host.architecture_of({"model_type": "other", "architectures": None}, TokenizerMaterial())
+
+
+@pytest.mark.parametrize("name", ["ChatGLMModel", "ChatGLMForConditionalGeneration"])
+def test_the_generations_of_chatglm_are_told_apart_by_class_too(name: str, host: Host) -> None:
+    for known, family in (({}, "chatglm"), ({"inner_hidden_size": 160}, "chatglm1")):
+        config = {**known, "architectures": [name]}
+        assert host.architecture_of(config, TokenizerMaterial()).name == family
+
+
+@pytest.mark.parametrize("given", [False, None, "no"])
+@pytest.mark.parametrize("family", [*NAMED, "chatglm1"])
+def test_attention_to_what_follows_is_refused(family: str, given: object, host: Host, tmp_path: Path) -> None:
+    architecture = host.architectures[family]
+    config = architecture.example_config()
+    weights = architecture.graph(architecture.normalise(config, {}), 32).weights
+    zeros: dict[str, Tensor] = {name: ArrayTensor(np.zeros(shape, np.float32)) for name, shape in weights.items()}
+    with pytest.raises(BestiaryError, match=f"is_causal = {given!r} is not implemented"):
+        to_canonical(Checkpoint(tmp_path, {**config, "is_causal": given}, zeros, CANONICAL), architecture)
+    to_canonical(Checkpoint(tmp_path, {**config, "is_causal": True}, zeros, CANONICAL), architecture)
 
 
 @families
@@ -124,6 +148,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}),
     "long_factor = 0": ("phi3", {"rope_scaling": {
         "type": "longrope", "short_factor": [1.0] * 6, "long_factor": [0.0] * 6}}),
+    "original_max_position_embeddings = 32 in rope_scaling; beside it stands 64": ("phi3", {"rope_scaling": {
+        "type": "longrope", "short_factor": [1.0] * 6, "long_factor": [1.0] * 6,
+        "original_max_position_embeddings": 32}}),
+    "factor = -1": ("phi3", {"rope_scaling": {
+        "type": "longrope", "factor": -1, "short_factor": [1.0] * 6, "long_factor": [1.0] * 6}}),
+    "position_encoding_2d = False": ("chatglm1", {"position_encoding_2d": False}),
     "partial_rotary_factor = 1.5": ("phi3", {"partial_rotary_factor": 1.5}),
     "original_max_position_embeddings = 1": ("phi3", {"original_max_position_embeddings": 1}),
     "activation_function = 'relu'": ("gpt2", {"activation_function": "relu"}),
@@ -190,6 +220,20 @@ def test_the_context_decides_between_short_and_long_factors(host: Host) -> None:
     assert factors_of(short) == {"rope_factors_short.weight"} and factors_of(long) == {"rope_factors_long.weight"}
     assert dict(short.weights) == dict(long.weights)
     assert set(phi.derived(config)) == {"rope_factors_short.weight", "rope_factors_long.weight"}
+
+
+def test_a_factor_of_the_whole_says_how_far_phi_3_was_stretched(host: Host) -> None:
+    lists = {"short_factor": [1.0] * 6, "long_factor": [1.0] * 6}
+    for factor, wanted in ((16.0, math.sqrt(1 + math.log(16) / math.log(64))), (0.5, 1.0)):
+        made = normal(host, "phi3", rope_scaling={"type": "longrope", "factor": factor, **lists})
+        assert made["rope_magnitude"] == pytest.approx(wanted)
+        assert host.architectures["phi3"].normalise(made, {}) == made
+
+
+def test_a_scale_that_a_config_of_transformers_leaves_out_is_that_of_its_class(host: Host) -> None:
+    left_out = {"architectures": ["Gemma2ForCausalLM"], "query_pre_attn_scalar": None}
+    assert normal(host, "gemma2", **left_out)["query_pre_attn_scalar"] == 256
+    assert normal(host, "gemma2", **left_out, num_hidden_layers=46)["query_pre_attn_scalar"] == 256
 
 
 def test_the_largest_gemma_2_scales_by_the_width_of_its_heads_where_a_file_does_not_say(host: Host) -> None:

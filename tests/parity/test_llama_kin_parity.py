@@ -11,6 +11,7 @@ import pytest
 from bestiary.saving import save_as
 
 if TYPE_CHECKING:
+    from bestiary.host import Host
     from tests.parity.conftest import Parity, Reference
 
 # Sizes that no tile of a kernel divides; windows that are shorter than the 60 tokens of a prompt.
@@ -67,6 +68,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3, long, part of a head": ("Phi3ForCausalLM", {**PHI, "rope_parameters": {
         **LONG, "partial_rotary_factor": 0.75, "short_factor": LONG["short_factor"][:6],
         "long_factor": LONG["long_factor"][:6]}}),
+    "phi3, long, a factor of its own": ("Phi3ForCausalLM", {**PHI, "rope_parameters": {**LONG, "factor": 20.0}}),
+    "phi3, long, a magnitude of its own": ("Phi3ForCausalLM", {**PHI, "rope_parameters": {
+        **LONG, "factor": 20.0, "attention_factor": 1.7}}),
     "gpt2": ("GPT2LMHeadModel", GPT2),
     "gpt2, scaled by layer, erf, untied": ("GPT2LMHeadModel", {
         **GPT2, "scale_attn_by_inverse_layer_idx": True, "n_inner": 150, "activation_function": "gelu",
@@ -114,6 +118,30 @@ def test_every_form_of_the_weights_is_the_same_model(parity: Parity, name: str, 
     parity.check(f"{name}, {form}", reference, backend, path=saved_again(reference.path, form, tmp_path / "x"))
 
 
+DEFAULTS = {"MistralForCausalLM": "mistral", "MixtralForCausalLM": "mixtral", "Qwen2ForCausalLM": "qwen2",
+            "Qwen3ForCausalLM": "qwen3", "Gemma2ForCausalLM": "gemma2", "Phi3ForCausalLM": "phi3",
+            "LlamaForCausalLM": "llama", "GlmForCausalLM": "chatglm", "Glm4ForCausalLM": "glm4",
+            "GPTNeoXForCausalLM": "gptneox"}
+KEYS = ("rms_norm_eps", "layer_norm_eps", "query_pre_attn_scalar")
+CONTEXTS = ("max_position_embeddings", "original_max_position_embeddings")
+
+
+@pytest.mark.parametrize("model_class", DEFAULTS)
+def test_what_a_config_leaves_out_is_what_transformers_takes(model_class: str, host: Host) -> None:
+    import transformers
+
+    family = host.architectures[DEFAULTS[model_class]]
+    keys = KEYS if "Glm" in model_class else (*KEYS, *CONTEXTS)
+    usual = getattr(transformers, model_class).config_class().to_dict()
+    given = {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 8}} \
+        if DEFAULTS[model_class] == "phi3" else {}
+    config = {key: value for key, value in {**NEOX, **SMALL, **given, "architectures": [model_class]}.items()
+              if key not in keys}
+    found = family.normalise(config, {})
+    wanted = {key: usual[key] for key in keys if key in usual}
+    assert {key: found[key] for key in wanted} == wanted
+
+
 def older(config: dict[str, Any]) -> None:
     """As transformers 4 and the models' authors spelled it."""
     scaling = dict(config.pop("rope_parameters"))
@@ -142,7 +170,8 @@ CHANGES = [("mistral, window", {"sliding_window": 30}), ("qwen2, tied, window in
            ("gemma2", {"query_pre_attn_scalar": 24}), ("gemma2", {"attn_logit_softcapping": 10.0}),
            ("gemma2", {"final_logit_softcapping": 20.0}), ("gemma2", {"sliding_window": 30}),
            ("phi3, long", {"rope_parameters": {**LONG, "long_factor": LONG["short_factor"]}}),
-           ("phi3, long", {"max_position_embeddings": 256}), ("mixtral", {"num_experts_per_tok": 3}),
+           ("phi3, long", {"max_position_embeddings": 256}),
+           ("phi3, long, a factor of its own", {"rope_parameters": LONG}), ("mixtral", {"num_experts_per_tok": 3}),
            ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
            ("gpt-neox", {"use_parallel_residual": False}),
            ("gpt-neox", {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5}})]

@@ -8,32 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bestiary.config import flag, real, whole
-from bestiary.errors import BestiaryError
+from bestiary.config import flag, real, whole, words
 from bestiary.plugin import Architecture, Graph, PreTokenizer, Rule, Trace
-from bestiary.transform import Regroup
 from bestiary_plugins.architectures.alibi import slopes
+from bestiary_plugins.architectures.fused_rows import by_part, width_and_heads
 from bestiary_plugins.templates import PHOENIX
 
 if TYPE_CHECKING:
     from bestiary.checkpoint import TokenizerMaterial
 
 Config = Mapping[str, Any]
-
-
-def sizes(config: Config) -> tuple[int, int]:
-    """Width and heads, which have two spellings."""
-    width = whole(config, "hidden_size", config.get("n_embed"), high=1 << 24)
-    heads = whole(config, "num_attention_heads", config.get("n_head"), high=1 << 16)
-    if width % heads:
-        raise BestiaryError(f"hidden_size = {width} in the config; the {heads} heads must divide it")
-    return width, heads
-
-
-def parts(config: Config) -> Regroup:
-    """Rows stand by head, and in a head by part: query, key, value. Canonical: all queries, all keys, all values."""
-    width, heads = sizes(config)
-    return Regroup((heads, 3, width // heads), (1, 0, 2))
 
 
 NAMES = (("self_attention.dense", "attn_output"), ("mlp.dense_h_to_4h", "ffn_up"), ("mlp.dense_4h_to_h", "ffn_down"),
@@ -43,7 +27,7 @@ HUGGINGFACE = tuple(rule for prefix in ("transformer.", "") for rule in (
     Rule(f"{prefix}word_embeddings.weight", "token_embd.weight"),
     *(Rule(f"{prefix}{theirs}.{part}", f"{ours}.{part}") for part in ("weight", "bias") for theirs, ours in (
         ("word_embeddings_layernorm", "token_embd_norm"), ("ln_f", "output_norm"))),
-    *(Rule(f"{prefix}h.{{}}.self_attention.query_key_value.{part}", f"blk.{{}}.attn_qkv.{part}", parts)
+    *(Rule(f"{prefix}h.{{}}.self_attention.query_key_value.{part}", f"blk.{{}}.attn_qkv.{part}", by_part)
       for part in ("weight", "bias")),
     *(Rule(f"{prefix}h.{{}}.{theirs}.{part}", f"blk.{{}}.{ours}.{part}")
       for part in ("weight", "bias") for theirs, ours in NAMES),
@@ -60,10 +44,11 @@ class Bloom(Architecture):
     templates = {PHOENIX.name: PHOENIX}
 
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:
-        return 90 if config.get("model_type") == "bloom" else 0
+        named = config.get("model_type") == "bloom" or "BloomForCausalLM" in words(config, "architectures")
+        return 90 if named else 0
 
     def normalise(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        width, heads = sizes(config)
+        width, heads = width_and_heads(config)
         return {
             **config,
             "hidden_size": width,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bestiary.config import flag, one_of, real, section, whole
+from bestiary.config import flag, one_of, real, section, whole, words
 from bestiary.errors import BestiaryError
 from bestiary.plugin import Architecture, Graph, Key, PreTokenizer, RankList, Rule, Tokenizer, Trace, WrappedTokenizer
 from bestiary.rank_list import is_rank_list
@@ -57,7 +57,7 @@ PUBLISHED = (
         "mlp.dense_h_to_4h": "ffn_up", "mlp.dense_4h_to_h": "ffn_down"}),
     Rule("transformer.encoder.final_layernorm.weight", "output_norm.weight"),
     Rule("transformer.output_layer.weight", "output.weight"),
-    *p_tuning.RULES,
+    *p_tuning.rules("transformer.prefix_encoder"),
 )
 TRANSFORMERS = (
     Rule("model.embed_tokens.weight", "token_embd.weight"),
@@ -81,10 +81,18 @@ SPECIAL_OF_RANKS = ("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<
 MARKS = {"system": ROLES[0], "user": ROLES[1], "assistant": ROLES[2], "tool": ROLES[3], "observation": ROLES[3]}
 
 
+def by_author(config: Config) -> bool:
+    """Whether it is for the modelling files published with the weights, of whichever generation."""
+    names = {"ChatGLMModel", "ChatGLMForConditionalGeneration"}
+    return config.get("model_type") == "chatglm" or bool(names & {*words(config, "architectures")})
+
+
 class ChatGlm(Architecture):
     """ChatGLM2 and 3, GLM-4-9B."""
 
     name = "chatglm"
+    called = ("glm", "GlmForCausalLM")
+    """Its `model_type` and its class in transformers."""
     namings = {"huggingface": (*PUBLISHED, *TRANSFORMERS)}
     ignorable = (r".*rotary_pos_emb\.inv_freq", r".*rotary_emb\.inv_freq")
     rank_lists = (RankList(RANKS, "chatglm-bpe", SPECIAL_OF_RANKS, "[gMASK]", "<|endoftext|>", (ROLES[1], ROLES[3])),)
@@ -96,8 +104,12 @@ class ChatGlm(Architecture):
     keys = (Key("rotary_dim", "{arch}.rope.dimension_count", "u32"), *p_tuning.KEYS)
 
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:
-        kind = config.get("model_type")
-        return 90 if kind == "glm" or (kind == "chatglm" and "inner_hidden_size" not in config) else 0
+        published = by_author(config) and "inner_hidden_size" not in config
+        return 90 if published or self.of_transformers(config) else 0
+
+    def of_transformers(self, config: Config) -> bool:
+        model_type, model_class = self.called
+        return config.get("model_type") == model_type or model_class in words(config, "architectures")
 
     def normalise(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         heads, kv_heads, d = heads_of(config)
@@ -120,7 +132,8 @@ class ChatGlm(Architecture):
             "vocab_size": whole(config, "vocab_size", config.get("padded_vocab_size")
                                 or next(iter(shapes.get("token_embd.weight", ())), None), high=1 << 24),
             "max_position_embeddings": whole(config, "max_position_embeddings", config.get("seq_length") or 8192),
-            "rms_norm_eps": real(config, "rms_norm_eps", config.get("layernorm_epsilon") or 1e-5),
+            "rms_norm_eps": real(config, "rms_norm_eps", config.get("layernorm_epsilon")
+                                 or (1.5625e-7 if self.of_transformers(config) else 1e-5)),
             "rope_theta": real(config, "rope_theta", base),
             "rotary_dim": whole(config, "rotary_dim", int(d * share) // 2 * 2, low=2, high=d),
             "attention_bias": flag(config, "attention_bias", flag(config, "add_qkv_bias", bias)),

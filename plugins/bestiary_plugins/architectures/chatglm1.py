@@ -14,12 +14,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bestiary.checkpoint import Vocabulary
-from bestiary.config import real, whole
+from bestiary.config import flag, real, whole
 from bestiary.errors import BestiaryError
 from bestiary.plugin import Architecture, Graph, Key, PromptLayout, Rule, Segment, Tokenizer, Trace, WrappedTokenizer
 from bestiary.sentencepiece_model import BYTE, CONTROL, UNUSED, USER_DEFINED, read_model
-from bestiary.transform import Regroup
 from bestiary_plugins.architectures import p_tuning
+from bestiary_plugins.architectures.chatglm import by_author
+from bestiary_plugins.architectures.fused_rows import by_part, width_and_heads
 from bestiary_plugins.templates import Rounds
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ ALPHA = math.sqrt(2 * 28)
 
 
 def sizes(config: Config) -> tuple[int, int]:
-    width = whole(config, "hidden_size", high=1 << 24)
-    heads = whole(config, "num_attention_heads", high=1 << 16)
+    width, heads = width_and_heads(config)
     if width % (4 * heads):
         raise BestiaryError(f"hidden_size = {width} in the config; it must be a multiple of 4 x {heads} heads")
     return width, heads
@@ -46,15 +46,9 @@ def prompt_tokens(config: Config) -> tuple[int, int, int]:
             whole(config, "gmask_token_id", max(sop - 3, 0), low=0, high=most), sop)
 
 
-def parts(config: Config) -> Regroup:
-    """Rows stand by head, and in a head by part: query, key, value. Canonical: all queries, all keys, all values."""
-    width, heads = sizes(config)
-    return Regroup((heads, 3, width // heads), (1, 0, 2))
-
-
 HUGGINGFACE = (
     Rule("transformer.word_embeddings.weight", "token_embd.weight"),
-    *(Rule(f"transformer.layers.{{}}.attention.query_key_value.{part}", f"blk.{{}}.attn_qkv.{part}", parts)
+    *(Rule(f"transformer.layers.{{}}.attention.query_key_value.{part}", f"blk.{{}}.attn_qkv.{part}", by_part)
       for part in ("weight", "bias")),
     *(Rule(f"transformer.layers.{{}}.{theirs}.{part}", f"blk.{{}}.{ours}.{part}") for part in ("weight", "bias")
       for theirs, ours in (("attention.dense", "attn_output"), ("input_layernorm", "attn_norm"),
@@ -62,7 +56,7 @@ HUGGINGFACE = (
                            ("mlp.dense_4h_to_h", "ffn_down"))),
     *(Rule(f"transformer.final_layernorm.{part}", f"output_norm.{part}") for part in ("weight", "bias")),
     Rule("lm_head.weight", "output.weight"),
-    *p_tuning.RULES,
+    *p_tuning.rules("transformer.prefix_encoder"),
 )
 
 
@@ -105,11 +99,13 @@ class ChatGlm1(Architecture):
             Key("bos_token_id", "{arch}.sop_token_id", "u32"), *p_tuning.KEYS)
 
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:
-        first = config.get("model_type") == "chatglm" and "inner_hidden_size" in config
+        first = by_author(config) and "inner_hidden_size" in config
         return 90 if first or config.get("model_type") == self.name else 0
 
     def normalise(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         width, heads = sizes(config)
+        if not flag(config, "position_encoding_2d", True):
+            raise BestiaryError("position_encoding_2d = False is not implemented; only True is")
         vocabulary = whole(config, "vocab_size", next(iter(shapes.get("token_embd.weight", ())), None), high=1 << 24)
         mask, gmask, sop = prompt_tokens({"vocab_size": vocabulary, **config})
         return {

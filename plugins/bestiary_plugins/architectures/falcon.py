@@ -6,31 +6,26 @@ falcon-7b and falcon-40b.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bestiary.config import flag, one_of, real, section, whole
+from bestiary.config import flag, one_of, real, section, whole, words
 from bestiary.errors import BestiaryError
 from bestiary.plugin import Architecture, Graph, PreTokenizer, Rule, Trace, TurnTemplate
-from bestiary.transform import Transform, check_rows, permuted
-from bestiary_plugins.architectures.alibi import slopes
+from bestiary_plugins.architectures.alibi import nearest, slopes
+from bestiary_plugins.architectures.fused_rows import ByPart, width_and_heads
 from bestiary_plugins.architectures.pre_tokenizers import DIGITS, GPT2, PUNCTUATION
 
 if TYPE_CHECKING:
     from bestiary.checkpoint import TokenizerMaterial
-    from bestiary.tensor import Tensor
 
 Config = Mapping[str, Any]
 
 
 def layout(config: Config) -> tuple[int, int, int]:
     """Width, heads, key heads; the spellings are those of three generations of modelling files."""
-    width = whole(config, "hidden_size", config.get("n_embed"), high=1 << 24)
-    heads = whole(config, "num_attention_heads", config.get("n_head"), high=1 << 16)
-    if width % heads:
-        raise BestiaryError(f"hidden_size = {width} in the config; the {heads} heads must divide it")
+    width, heads = width_and_heads(config)
     if config.get("num_key_value_heads") is not None:
         kv_heads = whole(config, "num_key_value_heads", high=heads)
     elif grouped(config):
@@ -47,30 +42,7 @@ def grouped(config: Config) -> bool:
     return flag(config, "new_decoder_architecture", config.get("n_head_kv") is not None)
 
 
-@dataclass(frozen=True)
-class ByPart(Transform):
-    """Rows stand by key head: its queries, the key, the value. Canonical: all queries, all keys, all values."""
-
-    heads: int
-    kv_heads: int
-    size: int
-    back: bool = False
-
-    def apply(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
-        import numpy as np
-
-        count = (self.heads + 2 * self.kv_heads) * self.size
-        check_rows(sources, count)
-        rows = np.arange(count).reshape(self.kv_heads, -1, self.size)  # (key heads, queries + 2, size)
-        order = np.concatenate([part.ravel() for part in (rows[:, :-2], rows[:, -2], rows[:, -1])])
-        return permuted(sources, np.argsort(order) if self.back else order)
-
-    @property
-    def inverse(self) -> ByPart:
-        return ByPart(self.heads, self.kv_heads, self.size, not self.back)
-
-
-def by_part(config: Config) -> ByPart:
+def rows_by_part(config: Config) -> ByPart:
     width, heads, kv_heads = layout(config)
     return ByPart(heads, kv_heads, width // heads)
 
@@ -79,7 +51,7 @@ NAMES = (("self_attention.dense", "attn_output"), ("mlp.dense_h_to_4h", "ffn_up"
          ("input_layernorm", "attn_norm"), ("ln_attn", "attn_norm_2"), ("post_attention_layernorm", "ffn_norm"))
 HUGGINGFACE = (
     Rule("transformer.word_embeddings.weight", "token_embd.weight"),
-    *(Rule(f"transformer.h.{{}}.self_attention.query_key_value.{part}", f"blk.{{}}.attn_qkv.{part}", by_part)
+    *(Rule(f"transformer.h.{{}}.self_attention.query_key_value.{part}", f"blk.{{}}.attn_qkv.{part}", rows_by_part)
       for part in ("weight", "bias")),
     *(Rule((f"transformer.h.{{}}.ln_mlp.{part}", f"transformer.h.{{}}.ln_attn.{part}"),
            (f"blk.{{}}.attn_norm.{part}", f"blk.{{}}.attn_norm_2.{part}")) for part in ("weight", "bias")),
@@ -101,7 +73,8 @@ class Falcon(Architecture):
         "falcon-instruct", "{system}", "User: ", "\n\n", "Assistant:", "\n\n", " ", stop=("\nUser",))}
 
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:
-        return 90 if config.get("model_type") in ("falcon", "RefinedWeb", "RefinedWebModel") else 0
+        named = config.get("model_type") in ("falcon", "RefinedWeb", "RefinedWebModel")
+        return 90 if named or {"FalconForCausalLM", "RWForCausalLM"} & {*words(config, "architectures")} else 0
 
     def normalise(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         width, heads, kv_heads = layout(config)
@@ -171,9 +144,3 @@ class Falcon(Architecture):
     def example_config(self) -> dict[str, Any]:
         return {"model_type": "falcon", "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6,
                 "num_kv_heads": 2, "new_decoder_architecture": True, "vocab_size": 199}
-
-
-def nearest(value: float) -> float:
-    """The nearest number of 8 significant bits."""
-    mantissa, exponent = math.frexp(value)
-    return math.ldexp(round(mantissa * 256), exponent - 8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bestiary.config import flag, real
+from bestiary.config import flag, real, words
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph, Trace, Value
 from bestiary.plugin import Key, Rule, TurnTemplate
@@ -50,6 +50,7 @@ class Gemma2(Llama):
     activations = {"gelu_pytorch_tanh": lambda g, x: g.gelu(x, "tanh")}
     pairing = "halves"
     scalings = ("linear",)
+    usual_context = 8192
     pre_tokenizers = {}
     rank_lists = ()
     prompts = {}
@@ -62,8 +63,11 @@ class Gemma2(Llama):
                                     "hidden_act": config.get("hidden_activation")}, shapes)
         if flag(config, "use_bidirectional_attention"):
             raise BestiaryError("use_bidirectional_attention = True is not implemented; known: False")
-        large = normal["num_hidden_layers"] == 46  # as llama.cpp tells the 27B, where a file does not say
-        usual = normal["hidden_size"] // normal["num_attention_heads"] if large else normal["head_dim"]
+        if words(config, "architectures"):  # a config of transformers, where a class has its own default
+            usual = 256
+        else:  # files of llama.cpp do not say; the 27B is told by its layers
+            large = normal["num_hidden_layers"] == 46
+            usual = normal["hidden_size"] // normal["num_attention_heads"] if large else normal["head_dim"]
         return {**normal, "hidden_activation": normal["hidden_act"], "mlp_bias": False,
                 "query_pre_attn_scalar": real(config, "query_pre_attn_scalar", usual),
                 "attn_logit_softcapping": cap(config, "attn_logit_softcapping", 50.0),

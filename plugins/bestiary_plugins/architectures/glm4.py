@@ -21,6 +21,7 @@ class Glm4(ChatGlm):
     """GLM-4-9B-0414, GLM-4-32B-0414 and their kin."""
 
     name = "glm4"
+    called = ("glm4", "Glm4ForCausalLM")
     namings = {"huggingface": (
         *TRANSFORMERS,
         Rule("model.layers.{}.post_self_attn_layernorm.weight", "blk.{}.post_attention_norm.weight"),
@@ -28,7 +29,7 @@ class Glm4(ChatGlm):
     )}
 
     def claims(self, config: Config, tokenizer: TokenizerMaterial) -> int:
-        return 90 if config.get("model_type") == "glm4" else 0
+        return 90 if self.of_transformers(config) else 0
 
     def after(self, g: Trace, x: Any, name: str, eps: float) -> Any:
         return g.rms_norm(x, f"{name}.weight", eps)

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bestiary.config import flag, one_of, real, section, whole, words
-from bestiary.errors import BestiaryError
 from bestiary.graph import Graph, Trace, Value
 from bestiary.plugin import Architecture, Key, PreTokenizer, Rule
-from bestiary.transform import Regroup
-from bestiary_plugins.architectures.llama import MOST_HEADS, WIDEST, Config, linear
+from bestiary_plugins.architectures.fused_rows import by_part, width_and_heads
+from bestiary_plugins.architectures.gpt2 import GELUS
+from bestiary_plugins.architectures.llama import WIDEST, Config, linear
 from bestiary_plugins.architectures.pre_tokenizers import GPT2
 
 if TYPE_CHECKING:
@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 
 PARTS = (("input_layernorm", "attn_norm"), ("attention.dense", "attn_output"),
          ("post_attention_layernorm", "ffn_norm"), ("mlp.dense_h_to_4h", "ffn_up"), ("mlp.dense_4h_to_h", "ffn_down"))
-GELUS = {"gelu": "erf", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
-
-
-def apart(config: Config) -> Regroup:
-    """Rows of (queries, keys, values) head by head -> all queries, all keys, all values."""
-    heads = whole(config, "num_attention_heads", high=MOST_HEADS)
-    return Regroup((heads, 3, whole(config, "hidden_size", high=WIDEST) // heads), (1, 0, 2))
 
 
 class GptNeoX(Architecture):
@@ -38,7 +31,7 @@ class GptNeoX(Architecture):
         Rule("gpt_neox.embed_in.weight", "token_embd.weight"),
         *(Rule(f"gpt_neox.layers.{{}}.{theirs}.{part}", f"blk.{{}}.{ours}.{part}") for theirs, ours in PARTS
           for part in ("weight", "bias")),
-        *(Rule(f"gpt_neox.layers.{{}}.attention.query_key_value.{part}", f"blk.{{}}.attn_qkv.{part}", apart)
+        *(Rule(f"gpt_neox.layers.{{}}.attention.query_key_value.{part}", f"blk.{{}}.attn_qkv.{part}", by_part)
           for part in ("weight", "bias")),
         *(Rule(f"gpt_neox.final_layer_norm.{part}", f"output_norm.{part}") for part in ("weight", "bias")),
         Rule("embed_out.weight", "output.weight"))}
@@ -53,9 +46,7 @@ class GptNeoX(Architecture):
         return 50 if named or "GPTNeoXForCausalLM" in words(config, "architectures") else 0
 
     def normalise(self, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        width, heads = whole(config, "hidden_size", high=WIDEST), whole(config, "num_attention_heads", high=MOST_HEADS)
-        if width % heads:
-            raise BestiaryError(f"hidden_size = {width} in the config; it must be a multiple of the {heads} heads")
+        width, heads = width_and_heads(config)
         scaling = {**section(config, "rope_parameters"), **section(config, "rope_scaling")}
         kind = one_of({"rope_scaling": scaling.get("rope_type") or scaling.get("type")}, "rope_scaling",
                       ("default", "linear"), "default")

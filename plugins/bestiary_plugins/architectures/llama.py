@@ -110,6 +110,8 @@ class Llama(Architecture):
     activations: Mapping[str, Callable[[Trace, Value], Value]] = {"silu": Trace.silu}
     scalings: tuple[str, ...] = ("linear", "llama3", "yarn")
     """Kinds of rope scaling that such models come with."""
+    usual_context, usual_eps = 2048, 1e-6
+    """What transformers takes where a config says nothing."""
     pairing = "adjacent"
     namings = {"huggingface": HUGGINGFACE, "meta": META}
     ignorable = (r".*rotary_emb\.inv_freq", r"rope\.freqs",
@@ -150,8 +152,8 @@ class Llama(Architecture):
             "num_key_value_heads": key_heads(config),
             "vocab_size": whole(config, "vocab_size", next(iter(shapes.get("token_embd.weight", ())), None),
                                 high=WIDEST),
-            "max_position_embeddings": whole(config, "max_position_embeddings", 2048),
-            "rms_norm_eps": real(config, "rms_norm_eps", 1e-6),
+            "max_position_embeddings": whole(config, "max_position_embeddings", self.usual_context),
+            "rms_norm_eps": real(config, "rms_norm_eps", self.usual_eps),
             "rope_theta": real(config, "rope_theta", real(scaling, "rope_theta", 10000.0)),
             "hidden_act": one_of(config, "hidden_act", self.activations, next(iter(self.activations))),
             "attention_bias": bias,
@@ -166,7 +168,7 @@ class Llama(Architecture):
             normal["rope_factor"] = real(config, "rope_factor", real(scaling, "factor", 1.0))
             normal["rope_scaling"] = {"rope_type": "linear", "factor": normal["rope_factor"]}
         if kind == "yarn":
-            normal.update(yarn_scaling(config, scaling, normal["rope_theta"]))
+            normal.update(yarn_scaling(config, scaling, normal["rope_theta"], normal["max_position_embeddings"]))
         if kind == "llama3":
             real(scaling, "high_freq_factor", low=real(scaling, "low_freq_factor"))
             normal["rope_scaling"] = {"rope_type": "llama3", **{key: real(scaling, key) for key in (

@@ -30,8 +30,7 @@ class Mistral(Llama):
     name = "mistral"
     filed_as = "llama"
     called = ("mistral", "MistralForCausalLM")
-    usual_window = 4096
-    """What transformers takes where a config says nothing."""
+    usual_context, usual_window = 131072, 4096
     pre_tokenizers = {"tekken": PreTokenizer((TEKKEN,), ignore_merges=True)}
     rank_lists = ()
     prompts = {}

@@ -35,7 +35,7 @@ class Mixtral(Mistral):
 
     name = "mixtral"
     called = ("mixtral", "MixtralForCausalLM")
-    usual_window = 0
+    usual_eps, usual_window = 1e-5, 0
     namings = {"huggingface": (
         *(rule for rule in HUGGINGFACE if ".mlp." not in rule.sources),
         Rule(f"{MOE}.gate.weight", "blk.{}.ffn_gate_inp.weight"),

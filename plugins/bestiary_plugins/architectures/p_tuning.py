@@ -14,12 +14,14 @@ from bestiary.plugin import Key, Past, Rule, Trace
 
 Config = Mapping[str, Any]
 
-RULES = (
-    Rule("transformer.prefix_encoder.embedding.weight", "prefix_embd.weight"),
-    *(Rule(f"transformer.prefix_encoder.trans.{i}.{part}", f"prefix_{name}.{part}")
-      for i, name in ((0, "in"), (2, "out")) for part in ("weight", "bias")),
-)
 KEYS = (Key("pre_seq_len", "{arch}.prefix.length", "u32", to_file=lambda count: count or None),)
+
+
+def rules(prefix: str) -> tuple[Rule, ...]:
+    """Of checkpoints in which the table's names begin so."""
+    return (Rule(f"{prefix}.embedding.weight", "prefix_embd.weight"),
+            *(Rule(f"{prefix}.trans.{i}.{part}", f"prefix_{name}.{part}")
+              for i, name in ((0, "in"), (2, "out")) for part in ("weight", "bias")))
 
 
 def sizes(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

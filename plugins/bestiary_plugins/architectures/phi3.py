@@ -23,7 +23,12 @@ from bestiary_plugins.architectures.windows import sliding_window
 TURNS = TurnTemplate("phi-3", "<|system|>\n{system}<|end|>\n", "<|user|>\n", "<|end|>\n", "<|assistant|>\n",
                      "<|end|>\n", strips_answers=False, stop=("<|end|>", "<|endoftext|>"))
 FACTORS = ("short_factor", "long_factor")
-KINDS = ("default", "none", "longrope", "su")
+LONG = ("longrope", "su")
+KINDS = ("default", "none", *LONG)
+ORIGINAL = "original_max_position_embeddings"
+USUAL_ORIGINAL = 4096
+"""What transformers takes of configs with factors that do not say it beside them: what stands among them it does not
+read."""
 LAYER = "model.layers.{}"
 
 
@@ -40,6 +45,7 @@ class Phi3(Llama):
         Rule("model.norm.weight", "output_norm.weight"),
         Rule("lm_head.weight", "output.weight"))}
     pairing = "halves"
+    usual_context, usual_eps = 4096, 1e-5
     pre_tokenizers = {}
     rank_lists = ()
     prompts = {}
@@ -58,16 +64,19 @@ class Phi3(Llama):
         normal = super().normalise({"rope_theta": real(scaling, "rope_theta", 10000.0), **plain}, shapes)
         turned = whole(config, "rotary_dim", int(normal["head_dim"] * share), low=2, high=normal["head_dim"])
         context = normal["max_position_embeddings"]
-        old = whole(config, "original_max_position_embeddings",
-                    whole(scaling, "original_max_position_embeddings", context), low=2)
-        long = kind in ("longrope", "su") or "rope_factors_long.weight" in shapes
-        usual = math.sqrt(1 + math.log(context / old) / math.log(old)) if long and context > old else 1.0
+        old = whole(config, ORIGINAL, USUAL_ORIGINAL if kind in LONG else context, low=2)
+        if kind in LONG and whole(scaling, ORIGINAL, old) != old:
+            raise BestiaryError(f"{ORIGINAL} = {scaling[ORIGINAL]} in rope_scaling; "
+                                f"beside it stands {old}")
+        long = kind in LONG or "rope_factors_long.weight" in shapes
+        growth = real(scaling, "factor", context / old)
+        usual = math.sqrt(1 + math.log(growth) / math.log(old)) if long and growth > 1 else 1.0
         normal.update(
             attention_bias=False, attention_output_bias=False, mlp_bias=False, rotary_dim=turned, rope_scaling=None,
             partial_rotary_factor=share, original_max_position_embeddings=old, rope_parameters=None,
             sliding_window=sliding_window(config), long_rope=long,
             rope_magnitude=real(config, "rope_magnitude", real(scaling, "attention_factor", usual)) if long else None)
-        if kind in ("longrope", "su"):
+        if kind in LONG:
             normal["rope_scaling"] = {"rope_type": "longrope", **{
                 key: numbers(scaling, key, turned // 2) for key in FACTORS}}
         return normal

@@ -30,6 +30,7 @@ class Qwen2(Llama):
     namings = {"huggingface": NOT_PERMUTED}
     pairing = "halves"
     scalings = ("linear", "yarn")
+    usual_context = 32768
     pre_tokenizers = dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), PreTokenizer((QWEN2,)))
     rank_lists = ()
     prompts = {}

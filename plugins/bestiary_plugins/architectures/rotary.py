@@ -28,16 +28,16 @@ def refuse_partial(config: Config, scaling: Config) -> None:
                                 "here; known: 1.0")
 
 
-def yarn_scaling(config: Config, scaling: Config, base: float) -> dict[str, Any]:
-    """The values of a config's YaRN: the section, and the numbers of it that canonical files know."""
+def yarn_scaling(config: Config, scaling: Config, base: float, context: int) -> dict[str, Any]:
+    """The values of a config's YaRN: the section, and the numbers of it that canonical files know. context: the
+    model's, which is the old one where nothing else is said."""
     for key, usual in NOT_YARNS.items():
         if scaling.get(key) not in (None, usual):
             raise BestiaryError(f"rope_scaling: {key} = {short(scaling[key])} is not implemented; known: {usual}")
     if base <= 1:
         raise BestiaryError(f"rope_theta = {base:g} with rope_scaling 'yarn'; it must be above 1")
     factor = real(config, "rope_factor", real(scaling, "factor", 1.0))
-    context = whole(config, "rope_original_context", whole(scaling, "original_max_position_embeddings",
-                                                           whole(config, "max_position_embeddings", 2048)))
+    context = whole(config, "rope_original_context", whole(scaling, "original_max_position_embeddings", context))
     return {"rope_factor": factor, "rope_original_context": context, "rope_scaling": {
         "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": context}}
 
