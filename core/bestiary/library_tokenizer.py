@@ -171,7 +171,21 @@ def _checked(data: Mapping[str, Any]) -> list[AddedToken]:
             raise BestiaryError(f"{WHAT}: piece {name[:40]!r} has id {short(token, 20)}; with {len(entries)} pieces "
                                 f"ids below {limit} make sense")
     check_merges(data["model"].get("merges") or [], entries, WHAT)
+    _check_prefix(data["model"])
     return added
+
+
+def _check_prefix(model: Mapping[str, Any]) -> None:
+    """Where pieces inside a word begin with a mark, the library cuts it off what a merge appends, unlooked at. Raises
+    BestiaryError where it is not there."""
+    prefix = model.get("continuing_subword_prefix")
+    if isinstance(prefix, str) and prefix:
+        for merge in model.get("merges") or []:
+            right = merge[-1] if isinstance(merge, list) and merge else merge[1:].partition(" ")[2] \
+                if isinstance(merge, str) else None
+            if not isinstance(right, str) or not right.startswith(prefix):
+                raise BestiaryError(f"{WHAT}: the merge {short(merge, 80)} appends no piece that begins with "
+                                    f"{short(prefix, 40)}")
 
 
 def check_merges(merges: Any, names: Iterable[str], what: str) -> None:

@@ -237,3 +237,13 @@ def test_damaged_settings_are_refused(small_model: bytes, small_json: dict[str, 
 
 def test_no_tokenizer_at_all_is_said() -> None:
     refused(TokenizerMaterial(), "no tokenizer")
+
+
+@pytest.mark.parametrize("merges", [["a b"], [["a", "b"]], [["a", "b", "c"]], [7], [[]]])
+def test_a_merge_without_the_mark_of_what_goes_on_is_refused(merges: list[Any],
+                                                             capfd: pytest.CaptureFixture[str]) -> None:
+    """The library cuts the mark off the second piece, and panics where it is shorter."""
+    root = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "c" * 40: 3}, "merges": merges,
+                      "continuing_subword_prefix": "marked"}}
+    refused(TokenizerMaterial(files={"tokenizer.json": json.dumps(root).encode()}))
+    assert capfd.readouterr().err == ""
