@@ -13,6 +13,7 @@ from bestiary.checkpoint import CANONICAL, Checkpoint
 from bestiary.errors import BestiaryError, short
 from bestiary.graph import Graph
 from bestiary.tensor import Tensor
+from bestiary.tied import check_tied
 
 
 def to_canonical(checkpoint: Checkpoint, architecture: Architecture,
@@ -38,6 +39,7 @@ def to_canonical(checkpoint: Checkpoint, architecture: Architecture,
         raise BestiaryError(f"{checkpoint.path}: {architecture.name} has no use for {listed(unknown)}; "
                             "to drop what is not understood would be silent damage")
     check_shapes(checkpoint, graph, tensors)
+    check_tied(checkpoint.path, graph, tensors)
     kept = {name: tensors[name] for name in graph.weights}
     again = partial(_again, architecture)
     return checkpoint.having(naming=CANONICAL, config=config, tensors=kept, source=(again, (checkpoint,)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from bestiary.architecture import Architecture
     from bestiary.host import Host
 
+log = logging.getLogger("bestiary")
+
 ROLES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
 
 
@@ -28,20 +31,38 @@ def template_of(material: TokenizerMaterial, tokenizer: Tokenizer, host: Host | 
     if isinstance(chosen, Template):
         return chosen
     own = {} if family is None else {name.casefold(): template for name, template in family.templates.items()}
-    known = sorted({*own, *(host.templates.names if host else ())})
     if chosen is None:
         if material.chat_template is None:
             raise BestiaryError("the model has no chat template of its own; name the one it was taught with "
-                                f"--chat-template: {', '.join(known) or 'a file of Jinja'}")
+                                f"--chat-template: {known(own, host) or 'a file of Jinja'}")
         return jinja(material.chat_template, material, tokenizer)
     if chosen.casefold() in own:
-        return own[chosen.casefold()]
+        return with_tokens(own[chosen.casefold()], tokenizer, host)
     if host is not None and chosen in host.templates:
-        return host.templates[chosen]
+        return with_tokens(host.templates[chosen], tokenizer, host)
     if (path := Path(chosen)).is_file():
         return jinja(read(path), material, tokenizer, path.name)
     raise BestiaryError(f"unknown chat template {chosen!r}, and no file of that name; "
-                        f"known: {', '.join(known) or 'none'}")
+                        f"known: {known(own, host) or 'none'}")
+
+
+def known(own: Iterable[str], host: Host | None) -> str:
+    """The names of the templates there are, the family's own first."""
+    first = sorted(own)
+    others = sorted({*(host.templates.names if host else ())} - {*first})
+    if not first or not others:
+        return ", ".join(first or others)
+    return f"{', '.join(first)} (this family's); others: {', '.join(others)}"
+
+
+def with_tokens(template: Template, tokenizer: Tokenizer, host: Host | None) -> Template:
+    """The template, after a line on the log where the vocabulary lacks a token of it: such a mark would be spelled out
+    as text, and the answers be bad without an error."""
+    if missing := next((text for text in template.tokens if tokenizer.find(text) is None), None):
+        line = (f"chat template {template.name}: the vocabulary has no token {missing!r}: is it another model's "
+                "template?")
+        log.warning("%s", line) if host is None else host.say(line)
+    return template
 
 
 def rendered(template: Template, messages: Sequence[Message], who: str) -> list[Segment]:

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, short
 from bestiary.tensor import Tensor
 
 CANONICAL = "canonical"
 """The naming in which graphs are written: tensor names, row orders and config of the files that `convert` writes."""
+
+ONE_MODEL = ("model_type", "hidden_size", "num_hidden_layers", "num_layers", "num_attention_heads")
+"""What the configs of two checkpoints that stand side by side say alike, where both say it."""
 
 
 @dataclass(frozen=True)
@@ -104,5 +107,10 @@ def extended(base: Checkpoint, other: Checkpoint) -> Checkpoint:
     if both := sorted(base.tensors.keys() & other.tensors.keys()):
         raise BestiaryError(f"{other.path} and {base.path} both hold {both[0]}" +
                             (f" and {len(both) - 1} more tensors" if len(both) > 1 else ""))
+    for key in ONE_MODEL:
+        mine, theirs = base.config.get(key), other.config.get(key)
+        if mine is not None and theirs is not None and mine != theirs:
+            raise BestiaryError(f"{other.path} is made for another model than {base.path}: {key} = {short(theirs)} in "
+                                f"its config, {short(mine)} in that of the model")
     config = {**other.config, **{key: value for key, value in base.config.items() if value is not None}}
     return base.having(tensors={**base.tensors, **other.tensors}, config=config, source=(extended, (base, other)))

@@ -129,7 +129,7 @@ def _faults(kind: str, item: Any) -> Iterator[tuple[str, object, str]]:
             and _texts((ranks.pre_tokenizer, ranks.bos, ranks.eos))))
         for name, value in item.templates.items():
             if not (_word(name) and isinstance(value, Template) and isinstance(getattr(value, "name", None), str)
-                    and _texts(value.stop)):
+                    and _texts(value.stop) and _texts(value.tokens)):
                 yield "templates", {name: value}, "name and template"
         yield from (("prompts", pair, "pair of texts") for pair in item.prompts.items() if not _texts(pair))
 

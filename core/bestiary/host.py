@@ -300,7 +300,7 @@ class Host:
         if line and new:
             self._log(line)
         elif new:
-            self._say(f"{' and '.join(new)}: some of its names are other plugins' too; the surest of them is used, or "
+            self.say(f"{' and '.join(new)}: some of its names are other plugins' too; the surest of them is used, or "
                       "what --prefer chooses; `bestiary plugins` lists them")
 
     def _provided(self, kind: str) -> list[Provided[Any]]:
@@ -322,7 +322,7 @@ class Host:
                     plugin.seconds = time.perf_counter() - started
                 plugin.hooks = hooks_of(loaded)
                 if plugin.seconds >= _SLOW and plugin.origin.distribution != OWN:
-                    self._say(f"plugin {plugin.origin.plugin!r} of {plugin.origin} took {plugin.seconds:.1f} s to "
+                    self.say(f"plugin {plugin.origin.plugin!r} of {plugin.origin} took {plugin.seconds:.1f} s to "
                               "import, and every command waits for it; BESTIARY_PLUGINS says which are loaded")
 
     @contextlib.contextmanager
@@ -337,10 +337,11 @@ class Host:
             plugin.reason, plugin.traceback = one_line(error), traceback.format_exc()
             plugin.provided.clear()
             self._registries.clear()  # what it gave before it failed is not used either
-            self._say(f"plugin {plugin.origin.plugin!r} of {plugin.origin} is set aside: {plugin.reason}; "
+            self.say(f"plugin {plugin.origin.plugin!r} of {plugin.origin} is set aside: {plugin.reason}; "
                       "see `bestiary plugins`")
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """The line on the log, once a process."""
         if not self._quiet and line not in _said:
             _said.add(line)
             self._log(line)
@@ -365,7 +366,7 @@ class Host:
             except PASSING:
                 raise
             except BaseException as error:
-                self._say(f"{entry.name} of {entry.origin} could not say whether to {what}: {one_line(error)}")
+                self.say(f"{entry.name} of {entry.origin} could not say whether to {what}: {one_line(error)}")
         best = max((value for value, _ in ranked), default=0)
         return [entry for value, entry in ranked if value == best > 0]
 

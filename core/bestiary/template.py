@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from bestiary.errors import BestiaryError
 Message = Mapping[str, str]
 """role ("system", "user", "assistant") and content; the checkpoint's own template may know more."""
 ROLES = frozenset(("system", "user", "assistant", "tool"))
+
+MARK = re.compile(r"(?<!<)<[^<>\s]+>(?!>)")
+"""A special token as most vocabularies spell it."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,15 @@ class Segment:
 
 
 class Template(ABC):
-    """A chat format. stop: texts, or special tokens by their spelling, that end an answer."""
+    """A chat format. stop: texts, or special tokens by their spelling, that end an answer. tokens: the spellings in it
+    that a model's vocabulary must have as tokens."""
 
     name: str
     stop: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        return ()
 
     @abstractmethod
     def render(self, messages: Sequence[Message]) -> list[Segment]:
@@ -57,6 +66,12 @@ class TurnTemplate(Template):
     strips_answers: bool = True
     stop: tuple[str, ...] = ()
     with_input: str | None = None
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """What stands in angle brackets, one at each end, in the texts around turns."""
+        texts = (self.system, self.before_user, self.after_user, self.before_answer, self.after_answer)
+        return tuple(dict.fromkeys(MARK.findall("\n".join(texts))))
 
     def render(self, messages: Sequence[Message]) -> list[Segment]:
         turns, system = list(messages), self.default_system

@@ -82,6 +82,10 @@ class Roles(Template):
     answer: str
     stop: tuple[str, ...] = ()
 
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        return (*self.marks.values(), self.answer)
+
     def render(self, messages: Sequence[Message]) -> list[Segment]:
         pieces: list[Segment] = []
         for turn in messages:

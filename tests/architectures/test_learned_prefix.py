@@ -153,5 +153,10 @@ def test_a_folder_of_a_trained_prefix_is_added_to_its_model(host: Host, tmp_path
         assert np.array_equal(model.logits([3, 50, 60]), wanted)
     with pytest.raises(BestiaryError, match="both hold transformer.embedding"):
         load(base, add=base, host=host)
+    for key, value in (("model_type", "heron"), ("hidden_size", 4096)):
+        (prefix / "config.json").write_text(json.dumps({**config, key: value, "pre_seq_len": P}))
+        with pytest.raises(BestiaryError, match=f"prefix is made for another model than .*base: {key} = .*{value}"):
+            load(base, add=prefix, host=host)
+    (prefix / "config.json").write_text(json.dumps({**config, "pre_seq_len": P}))
     with pytest.raises(BestiaryError, match="has no use for tensor prefix_embd|does not know tensor|missing"):
         load(prefix, host=host)

@@ -124,3 +124,10 @@ def test_messages_that_are_none_are_refused(loaded: Model) -> None:
     for wrong in ("hi", [1], [{"role": "user"}]):
         with pytest.raises(BestiaryError):
             loaded.chat(wrong)  # type: ignore[arg-type]
+
+
+def test_a_system_message_without_a_place_is_refused_in_words_for_the_command_line() -> None:
+    done = bestiary("chat", "--chat-template", "chatglm2-6b", "--system", "Be kind.", given="Hello\n")
+    assert done.returncode == 1 and not done.stdout
+    assert "chatglm2-6b has no place for a system's message: leave --system out" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -119,3 +119,22 @@ def test_there_is_no_silent_default(host: Host, data: Path, tmp_path: Path) -> N
     own = template_of(TokenizerMaterial(chat_template="own"), tokenizer, host)
     assert own.render(messages("Hi")) == [Segment("own", True)]
     assert template_of(nothing, tokenizer, host, None, "LLAMA-2") is host.templates["llama-2"]
+
+
+def test_a_template_whose_tokens_the_vocabulary_lacks_is_named(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = load_tokenizer(data / "tokenizers" / "llama-tokenizer.model", Host())
+    lacking = {"chatglm3-6b": "<|system|>", "chatml": "<|im_start|>", "gemma": "<start_of_turn>", "phi-3": "<|system|>",
+               "llama-3": "<|start_header_id|>"}
+    host = Host()
+    for name in host.templates.names:
+        for _ in range(2):  # and once is enough
+            template_of(TokenizerMaterial(), tokenizer, host, None, name)
+    lines = [record.message for record in caplog.records]
+    assert lines == [f"chat template {name}: the vocabulary has no token {lacking[name]!r}: is it another model's "
+                     "template?" for name in host.templates.names if name in lacking]
+
+
+def test_the_names_of_a_familys_own_templates_come_first(host: Host, data: Path) -> None:
+    tokenizer = load_tokenizer(data / "tokenizers" / "llama-tokenizer.model", host)
+    with pytest.raises(BestiaryError, match=r"--chat-template: chatglm2-6b, chatglm3-6b \(this family's\); others: a"):
+        template_of(TokenizerMaterial(), tokenizer, host, host.architectures["chatglm"])

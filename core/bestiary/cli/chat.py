@@ -14,9 +14,10 @@ import typer
 from bestiary.cli import options, terminal
 from bestiary.cli.run import figures_after
 from bestiary.cli.session import Session, reader
-from bestiary.errors import ContextFull
+from bestiary.errors import BestiaryError, ContextFull
 
 if TYPE_CHECKING:
+    from bestiary.model import Model
     from bestiary.template import Message, Template
 
 log = logging.getLogger("bestiary")
@@ -84,8 +85,23 @@ def chat(
         messages: list[Message] = []
         if system is not None:
             messages.append({"role": "system", "content": options.clean(system)})
+            check_system(messages[0], template, loaded)
         with figures_after(session, seconds):
             converse(session, template, messages, reader())
+
+
+def check_system(message: Message, template: Template, model: Model) -> None:
+    """Raises BestiaryError where the template takes a message of the user, and none of a system before it."""
+    from bestiary.chat import rendered
+
+    user: Message = {"role": "user", "content": "Hello"}
+    who = model.whose(template)
+    rendered(template, [user], who)
+    try:
+        rendered(template, [message, user], who)
+    except BestiaryError:
+        raise BestiaryError(f"chat template {template.name} has no place for a system's message: leave --system out, "
+                            "and say it in your first message") from None
 
 
 def converse(session: Session, template: Template, messages: list[Message],
