@@ -121,7 +121,9 @@ def test_there_is_no_silent_default(host: Host, data: Path, tmp_path: Path) -> N
     assert template_of(nothing, tokenizer, host, None, "LLAMA-2") is host.templates["llama-2"]
 
 
-def test_a_template_whose_tokens_the_vocabulary_lacks_is_named(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_template_whose_tokens_the_vocabulary_lacks_is_named(data: Path, caplog: pytest.LogCaptureFixture,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bestiary.host._said", set())  # other tests of this process may have met the same
     tokenizer = load_tokenizer(data / "tokenizers" / "llama-tokenizer.model", Host())
     lacking = {"chatglm3-6b": "<|system|>", "chatml": "<|im_start|>", "gemma": "<start_of_turn>", "phi-3": "<|system|>",
                "llama-3": "<|start_header_id|>"}
