@@ -4,9 +4,9 @@
         [--rounds 7] [--isa avx2] [--peer-python VENV/bin/python] [--markdown FILE] [--json FILE]
 
 Needs gcc and, in the interpreter of --peer-python, llama-cpp-python built for the machine (the extra `bench`). Each
-program runs in a child process. Of each test, a round is one run of ours, one of theirs, one of the probe that limits the
-test; figures are medians over the rounds, ratios medians of the rounds' ratios. llama.cpp runs at its best setting (weights
-repacked or not; attention in either way; sequences in one buffer or several), which short trials find for every test.
+program runs in a child process. Of each test, a round is one run of ours, one of theirs, one of the probe that limits
+the test; figures are medians over the rounds, ratios medians of the rounds' ratios. llama.cpp runs at its best setting
+(weights repacked or not; attention in either way; sequences in one buffer or several), which short trials find.
 Run it on an idle machine; --busy puts a busy neighbour beside both, on one of their cores or free to move.
 """
 
