@@ -100,5 +100,6 @@ def temporary() -> tempfile.TemporaryDirectory[str]:
 
 
 def neighbour(cpus: Iterable[int]) -> subprocess.Popen[bytes]:
-    """A process that does nothing, all the time."""
-    return subprocess.Popen([sys.executable, "-c", "while True: pass"], preexec_fn=pinned(cpus))
+    """A process that does nothing, all the time; it ends with this one, however that ends."""
+    busy = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+    return subprocess.Popen([sys.executable, "-c", busy], preexec_fn=pinned(cpus))
