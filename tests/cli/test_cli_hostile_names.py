@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ from tests.hostile.formats.gguf import PIECES, Parts, keys, sentencepiece_keys, 
 from .conftest import Cli
 
 EVIL = "evil\x1b[2J\x1b]0;owned\x07\nbestiary: all is well\u202e\x9b"
+
+
+@pytest.fixture(autouse=True)
+def _hangups_are_not_ignored() -> Iterator[None]:
+    """As under nohup: what is started would inherit that."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
