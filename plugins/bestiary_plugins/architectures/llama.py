@@ -170,8 +170,8 @@ class Llama(Architecture):
         if kind == "yarn":
             normal.update(yarn_scaling(config, scaling, normal["rope_theta"], normal["max_position_embeddings"]))
         if kind == "llama3":
-            real(scaling, "high_freq_factor", low=real(scaling, "low_freq_factor"))
-            normal["rope_scaling"] = {"rope_type": "llama3", **{key: real(scaling, key) for key in (
+            real(scaling, "high_freq_factor", low=real(scaling, "low_freq_factor", low=1e-9) + 1e-9)
+            normal["rope_scaling"] = {"rope_type": "llama3", **{key: real(scaling, key, low=1e-9) for key in (
                 "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}}
         normal["rope_factors"] = kind == "llama3" or "rope_freqs.weight" in shapes
         return normal

@@ -202,7 +202,8 @@ def restructured(parts: Parts, source: random.Random) -> tuple[str, Parts]:
     elif how == "value" and not isinstance(key.value, list) and key.code in (U32, F32):
         keys[i] = key._replace(value=struct.pack("<I", source.choice((*VALUES[:5], 2, 3, 5, 7, 16, 31, 33, 64, 1 << 20,
                                                                       0x7F800000, 0x7FC00000, 0xFF800000, 0x3F800000))))
-    elif how == "json" and (texts := [n for n, other in enumerate(keys) if other.name.startswith(b"bestiary.")]):
+    elif how == "json" and (texts := [n for n, other in enumerate(keys) if other.name.startswith(b"bestiary.")
+                                     and isinstance(other.value, bytes)]):
         i = source.choice(texts)
         data = bytearray(keys[i].value)  # type: ignore[arg-type]
         hit_text(data, source, (0, len(data)))
