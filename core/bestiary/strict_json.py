@@ -17,6 +17,8 @@ MOST_PARTS = 1 << 22
 """Objects, arrays and commas: each may become 200 bytes of memory. A vocabulary of 262,144 pieces and its merges, the
 largest known, has half as many."""
 
+DEEPEST = 64
+"""Objects and arrays in one another; a tokenizer's steps nest five deep."""
 MOST_DIGITS = 40
 """Of a whole number, its sign included: enough for any of 128 bits. Python's own words come at thousands."""
 
@@ -49,7 +51,20 @@ def parse_object(text: bytes | str, what: str, constants: bool = True, largest: 
         raise BestiaryError(f"{what} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise BestiaryError(f"{what} holds {_kind(value)}; it must be an object")
+    if _too_deep(value):
+        raise BestiaryError(f"{what} nests too deeply")
     return value
+
+
+def _too_deep(value: dict[str, Any]) -> bool:
+    """Whether objects and arrays nest deeper than who walks through them later can follow, on any Python."""
+    level: list[Any] = [value]
+    for _ in range(DEEPEST):
+        level = [item for part in level for item in (part.values() if isinstance(part, dict) else part)
+                 if isinstance(item, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def read_object(path: Path, largest: int = LARGEST, most: int = MOST_PARTS) -> dict[str, Any]:

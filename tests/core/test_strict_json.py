@@ -61,3 +61,12 @@ def test_no_memory_for_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bestiary.strict_json.json.loads", none)
     with pytest.raises(BestiaryError, match="does not fit into memory"):
         parse_object(b"{}", "x")
+
+
+@pytest.mark.parametrize("depth", [65, 200, 900])
+def test_what_nests_deeper_than_anybody_needs_is_refused(depth: int) -> None:
+    """Python's own limit differs from version to version, and leaves less to who walks through the value later."""
+    assert parse_object('{"a":' * 63 + "1" + "}" * 63, "x")
+    for opens, closes in (('{"a":', "}"), ("[", "]")):
+        with pytest.raises(BestiaryError, match="x nests too deeply"):
+            parse_object('{"b":' + opens * depth + "1" + closes * depth + "}", "x")

@@ -64,7 +64,7 @@ def test_a_step_that_would_end_the_process_is_refused_in_words(words: str) -> No
 
 def test_nests_of_sequences_are_refused() -> None:
     nest: dict[str, Any] = {"type": "NFC"}
-    for _ in range(100):
+    for _ in range(20):
         nest = sequence(nest)
     with pytest.raises(BestiaryError, match="not understood"):
         build_tokenizer(TokenizerMaterial(files={"tokenizer.json": source(normalizer=nest)}), {})
