@@ -30,19 +30,15 @@ import bestiary
 from bestiary.canonical import from_canonical, to_canonical
 from bestiary.host import Host, HostSettings
 from tests.goldens.random_models import save_random
-from tests.parity import test_bloom_parity as bloom
-from tests.parity import test_chatglm_parity as glm
-from tests.parity import test_falcon_parity as falcon
 from tests.parity.conftest import Parity
+from tests.parity.test_families_parity import MODELS as OTHERS
 from tests.parity.test_llama_kin_parity import BASE, CONTEXT, MODELS, older
 
+FALCONS = ("falcon 7b", "falcon 40b", "falcon 11b", "falcon, untied")
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", BASE), **MODELS,
-    **{name: ("BloomForCausalLM", {**bloom.BASE, **changes}) for name, changes in bloom.VARIANTS.items()
-       if "goes on" not in name},
-    **{name: ("FalconForCausalLM", {**falcon.BASE, **falcon.VARIANTS[name]}) for name in (
-        "falcon 7b", "falcon 40b", "falcon 11b", "falcon, untied")},
-    **{name: (kind, {**glm.BASE, **changes}) for name, (kind, changes) in glm.VARIANTS.items()}}
+    **{name: model for name, model in OTHERS.items()
+       if "goes on" not in name and (name in FALCONS or not name.startswith("falcon"))}}
 """Of those that are in the tests what llama.cpp can run: no Falcon with biases, linear biases or another order, no
 BLOOM whose normed input goes on."""
 CHATGLM = {"model_type": "chatglm", "architectures": ["ChatGLMModel"], "hidden_size": 96, "num_layers": 3,
