@@ -37,6 +37,9 @@ def main(folder: Path) -> int:
         if name == OPTIMIZED and not record["optimized"]:
             missing.append(f"{name}: that was no python -O")
     missing += [*undamaged(records), *unmarked(records)]
+    for name, record in records.items():
+        for test, why in record.get("failures", {}).items():
+            print(f"FAILED: {name}: {test}\n    {why}")
     for line in missing:
         print(f"MISSING: {line}")
     passed = sum(record["passed"] for record in records.values())

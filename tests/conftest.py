@@ -87,6 +87,7 @@ class Record:
         self.isas: set[str] = set()
         self.marked: dict[str, list[str]] = {"machine": [], "slow": []}
         self.damaged: dict[str, int] = {}
+        self.failures: dict[str, str] = {}
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         """Formats that are damaged, whether or not that test is then chosen."""
@@ -96,7 +97,7 @@ class Record:
                 self.damaged.setdefault(parameters["name"], 0)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.failed += report.failed
+        self._count(report)
         self.passed += report.passed and report.when == "call"
         if report.skipped and not hasattr(report, "wasxfail"):
             self.skipped[report.nodeid] = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
@@ -110,12 +111,18 @@ class Record:
                     self.damaged[value[0]] = value[1]
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._count(report)
+
+    def _count(self, report: pytest.TestReport | pytest.CollectReport) -> None:
         self.failed += report.failed
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            self.failures[report.nodeid] = str(getattr(crash, "message", report.longrepr))[:1000]
 
     def pytest_sessionfinish(self) -> None:
         self.path.write_text(json.dumps({
             "python": platform.python_version(), "optimized": sys.flags.optimize > 0, "passed": self.passed,
-            "failed": self.failed, "data_tests": self.data_tests, "isas": sorted(self.isas),
+            "failed": self.failed, "failures": self.failures, "data_tests": self.data_tests, "isas": sorted(self.isas),
             "skipped": self.skipped, "damaged": self.damaged, **self.marked}, indent=1))
 
 

@@ -19,6 +19,7 @@ LIMITED = """
 import resource, sys
 from bestiary.cli.main import main
 size = int(sys.argv.pop(1))
+sys.dont_write_bytecode = True  # the interpreter keeps what it could write of a module's, and trips over it later
 resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 sys.exit(main(sys.argv[1:]))
 """

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +28,7 @@ def fails(how: Callable[[], object]) -> Tally:
         if seed == 2:
             raise BestiaryError("no")
 
-    tally = run_cases(case, range(3), seconds=1)
+    tally = run_cases(case, range(3), seconds=1, tries=1)
     assert (tally.loaded, tally.refused) == (1, 1)
     return tally
 
@@ -107,6 +108,18 @@ def test_what_loads_but_does_something_else_too_is_noticed(how: Callable[[], obj
     tally = fails(how)
     assert [escape.seed for escape in tally.escapes] == [1]
     assert said in tally.escapes[0].how
+
+
+@pytest.mark.parametrize("how", [lambda: works(0.5), loops], ids=["a little", "for ever"])
+def test_what_took_too_long_is_done_again(how: Callable[[], object], tmp_path: Path) -> None:
+    """A busy machine may stand still for a case, but not for the same one again."""
+    def case(seed: int) -> None:
+        if seed == 1 and not (tmp_path / "done").exists():
+            (tmp_path / "done").touch()
+            how()
+
+    tally = run_cases(case, range(3), seconds=1)
+    assert (tally.loaded, tally.escapes) == (3, [])
 
 
 def test_a_child_that_cannot_begin_is_an_error_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import faulthandler
 import json
 import logging
 import os
+import re
 import select
 import signal
 import sys
@@ -30,6 +31,10 @@ IDLE = 5
 """Seconds that a case may wait for something that is not the processor."""
 PATIENCE = 6
 """Times the seconds of work: how long a child may take by the clock, which a busy machine holds up."""
+TRIES = 3
+"""Times that a case may take too long."""
+DEEP = re.compile(rb"Exception ignored in audit hook:\nRecursionError: .*\n")
+"""What the interpreter says where `hear` below is called at the end of its stack: no word of the case."""
 STARTS = ("os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system", "subprocess.Popen")
 """What the interpreter says when a process is started: nobody here waits for it, or learns what became of it."""
 
@@ -71,7 +76,7 @@ class Tally:
 
 
 class Answer(NamedTuple):
-    """What became of a case: "loaded", "refused" or "escaped", and then how; seconds and bytes that it took."""
+    """What became of a case: "loaded", "refused", or "escaped" or "late", and then how; seconds and bytes it took."""
 
     kind: str
     how: str
@@ -80,23 +85,27 @@ class Answer(NamedTuple):
 
 
 def run_cases(case: Callable[[int], object], seeds: Sequence[int], *, memory: int = MEMORY, seconds: int = SECONDS,
-              most: int = 20) -> Tally:
+              most: int = 20, tries: int = TRIES) -> Tally:
     """Calls the case with each seed, in a child process (a fork, so POSIX only).
 
     A case loads if it returns, and is refused if it raises a BestiaryError of one printable line. All else is an
     escape: another exception, also in a thread or in what nobody waits for; a crash; a word on stdout or stderr; a
     process that is started; more than USUAL of `memory` bytes and `seconds` of work; a long wait. At `memory` bytes
     beyond what the process had, and after `seconds`, it is ended. One child takes many cases; when it dies, the next
-    one goes on behind the case it died of. After `most` escapes it is enough.
+    one goes on behind the case it died of. After `most` escapes it is enough. What only took too long is done again,
+    up to `tries` times: a machine may stand still, and it does so once.
     """
     tally, at = Tally(), 0
-    while at < len(seeds) and len(tally.escapes) < most:
+    late_ones: list[Escape] = []
+    while at < len(seeds) and len(tally.escapes) + len(late_ones) < most:
         with tempfile.TemporaryFile("w+b") as said:
             pid, pipe = start(case, seeds[at:], memory, seconds, said)
             late = True
             try:
                 for answer in answers(pipe, seconds * PATIENCE):
-                    if answer.kind == "escaped":
+                    if answer.kind == "late":
+                        late_ones.append(Escape(seeds[at], answer.how))
+                    elif answer.kind == "escaped":
                         tally.escapes.append(Escape(seeds[at], answer.how))
                     else:
                         tally.loaded += answer.kind == "loaded"
@@ -116,10 +125,15 @@ def run_cases(case: Callable[[int], object], seeds: Sequence[int], *, memory: in
                 _, status = os.waitpid(pid, 0)
             if at < len(seeds):
                 how = f"no answer in {seconds * PATIENCE} s by the clock" if late else death(status, seconds)
-                tally.escapes.append(Escape(seeds[at], f"{how}\n{words_of(said)}"))
+                slow = late or os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
+                (late_ones if slow else tally.escapes).append(Escape(seeds[at], f"{how}\n{words_of(said)}"))
                 at += 1
             elif status:
                 raise RuntimeError(f"a child that was done {death(status, seconds)}\n{words_of(said)}")
+    if late_ones and tries > 1 and len(late_ones) < most:
+        return tally + run_cases(case, [late.seed for late in late_ones], memory=memory, seconds=seconds, most=most,
+                                 tries=tries - 1)
+    tally.escapes += late_ones
     return tally
 
 
@@ -239,17 +253,17 @@ def watched(case: Callable[[int], object], seed: int, memory: int, seconds: int,
     sys.stdout.flush()
     if kind != "escaped":
         end = os.lseek(said.fileno(), 0, os.SEEK_END)
-        wrong = list(lost)
-        if end > begin:
-            wrong.append(f"said {os.pread(said.fileno(), min(end - begin, 1000), begin)!r}")
+        wrong, slow = list(lost), list[str]()
+        if end > begin and (words := DEEP.sub(b"", os.pread(said.fileno(), min(end - begin, 10_000), begin))):
+            wrong.append(f"said {words[:1000]!r}")
         if worked > USUAL[1] * seconds:
-            wrong.append(f"took {worked:.1f} s of work; {USUAL[1] * seconds:g} are the most")
+            slow.append(f"took {worked:.1f} s of work; {USUAL[1] * seconds:g} are the most")
         if size > USUAL[0] * memory:
             wrong.append(f"took {size / 1e6:.0f} MB; {USUAL[0] * memory / 1e6:.0f} are the most")
         if idle > IDLE:
-            wrong.append(f"waited for {idle:.1f} s; {IDLE} are the most")
-        if wrong:
-            kind, how = "escaped", f"it {kind}, but " + "; ".join(wrong)
+            slow.append(f"waited for {idle:.1f} s; {IDLE} are the most")
+        if wrong or slow:
+            kind, how = "escaped" if wrong else "late", f"it {kind}, but " + "; ".join(wrong + slow)
     return Answer(kind, how, worked, size)
 
 
