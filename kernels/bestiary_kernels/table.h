@@ -137,6 +137,8 @@ extern const Table table_scalar;
 #if defined(BESTIARY_X86)
 extern const Table table_avx2;
 extern const Table table_avx512;
+#elif defined(BESTIARY_ARM)
+extern const Table table_neon;
 #endif
 
 } // namespace bestiary
