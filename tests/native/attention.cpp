@@ -110,7 +110,7 @@ void one(const Table &reference, const Table &table, int k_type, int v_type, boo
 
 void attention(const Table &reference, const Table &table) {
     Random random(6);
-    for (int round = 0; round < 2; ++round)
+    for (int round = 0; round < 5; ++round)
         for (int types = 0; types < kTypeCount * kTypeCount; ++types)
             for (bool slopes : {false, true})
                 for (float cap : {0.0f, 2.5f})
