@@ -1,4 +1,5 @@
-// Detection of instruction sets (CPUID, and XGETBV for what the system saves) and of usable threads.
+// Detection of instruction sets (CPUID, and XGETBV for what the system saves; on ARM the system is asked) and of usable
+// threads.
 #include "host.h"
 #include "pool.h"
 
@@ -13,6 +14,12 @@
 #include <intrin.h>
 #else
 #include <cpuid.h>
+#endif
+#elif defined(BESTIARY_ARM)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(_WIN32)
+#include <windows.h>
 #endif
 #endif
 #if defined(__linux__)
@@ -64,6 +71,22 @@ struct Found {
 };
 
 } // namespace
+#elif defined(BESTIARY_ARM)
+namespace {
+
+bool dot_products() {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) >> 20 & 1; // HWCAP_ASIMDDP
+#elif defined(__APPLE__)
+    return true; // every Mac with such a processor
+#elif defined(_WIN32)
+    return IsProcessorFeaturePresent(43); // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
+#else
+    return false;
+#endif
+}
+
+} // namespace
 #endif
 
 const Table *const *tables() {
@@ -78,6 +101,8 @@ const Table *const *tables() {
         if (found.avxvnni) list[n++] = &table_avxvnni;
 #endif
         if (found.avx512) list[n++] = &table_avx512;
+#elif defined(BESTIARY_ARM)
+        if (dot_products()) list[n++] = &table_neon;
 #endif
         return true;
     }();

@@ -140,6 +140,8 @@ extern const Table table_avx2;
 extern const Table table_avxvnni;
 #endif
 extern const Table table_avx512;
+#elif defined(BESTIARY_ARM)
+extern const Table table_neon;
 #endif
 
 } // namespace bestiary
