@@ -4,8 +4,9 @@
                                                             avx512, avx512-emulated, neon
 
 Needs no Python package. AVX-512 is emulated by tests/native/emulated_avx512.h, and AVX-VNNI's one instruction in
-quantized_avx2.h, so that machines without them run that code too; NEON is cross-compiled and runs under qemu-user. What cannot run here is said in a line; that is an error only
-where it was named. `--prove` plants faults of three sorts in each instruction set, and expects them to be found.
+quantized_avx2.h, so that machines without them run that code too; NEON is cross-compiled and runs under qemu-user. What
+cannot run here is said in a line; that is an error only where it was named. `--prove` plants faults of three sorts in
+each instruction set, and expects them to be found.
 """
 
 from __future__ import annotations
