@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 HERE = Path(__file__).parent
-WITHOUT = {"avx2": ("-mno-avx512f",), "scalar": ("-mno-avx512f",)}
+WITHOUT = {"avx2": ("-mno-avx512f", "-mno-avxvnni"), "avxvnni": ("-mno-avx512f",), "scalar": ("-mno-avx512f",)}
 """Instruction set that Bestiary is told to use -> what the compiler of the probes is told of the others."""
 
 

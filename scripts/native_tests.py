@@ -1,10 +1,12 @@
 """The kernels' own test program (tests/native): builds and runs it for each instruction set that can be tried here.
 
-    python scripts/native_tests.py [--prove] [NAME ...]      names: avx2, avx512, avx512-emulated, neon
+    python scripts/native_tests.py [--prove] [NAME ...]      names: avx2, avxvnni, avxvnni-emulated,
+                                                            avx512, avx512-emulated, neon
 
-Needs no Python package. AVX-512 is emulated by tests/native/emulated_avx512.h, so that machines without it run that
-code too; NEON is cross-compiled and runs under qemu-user. What cannot run here is said in a line; that is an error only
-where it was named. `--prove` plants faults of three sorts in each instruction set, and expects them to be found.
+Needs no Python package. AVX-512 is emulated by tests/native/emulated_avx512.h, and AVX-VNNI's one instruction in
+quantized_avx2.h, so that machines without them run that code too; NEON is cross-compiled and runs under qemu-user. What
+cannot run here is said in a line; that is an error only where it was named. `--prove` plants faults of three sorts in
+each instruction set, and expects them to be found.
 """
 
 from __future__ import annotations
@@ -82,11 +84,17 @@ def faults(vec: str, isa: str, whole: tuple[str, str], order: tuple[str, str]) -
     return ((vec, *whole, "memory was touched that is not its"), (vec, *order, "in scalar"), (isa, *STEP, "in scalar"))
 
 
+AVX2_FAULTS = faults("vec_avx2.h", "quantized_avx2.h",
+                     ("_mm256_maskload_ps(p + 8, m.b)", "_mm256_loadu_ps(p + 8)"), HSUM)
 AVX512 = faults("vec_avx512.h", "isa_avx512.cpp",
                 ("_mm512_maskz_loadu_ps(tail(n), p)", "_mm512_maskz_loadu_ps(tail(n | 16), p)"), HSUM)
 TARGETS = (
     Target("avx2", "isa_avx2.cpp", AVX2, ("-DBESTIARY_X86",), ("avx2", "fma", "f16c"),
-           faults("vec_avx2.h", "isa_avx2.cpp", ("_mm256_maskload_ps(p + 8, m.b)", "_mm256_loadu_ps(p + 8)"), HSUM)),
+           AVX2_FAULTS),
+    Target("avxvnni", "isa_avxvnni.cpp", (*AVX2, "-mavxvnni"), ("-DBESTIARY_X86", "-DBESTIARY_AVXVNNI"),
+           ("avx2", "fma", "f16c", "avx_vnni"), AVX2_FAULTS),
+    Target("avxvnni-emulated", "isa_avxvnni.cpp", (*AVX2, "-DBESTIARY_EMULATE_VNNI"),
+           ("-DBESTIARY_X86", "-DBESTIARY_AVXVNNI"), ("avx2", "fma", "f16c"), AVX2_FAULTS),
     # One that this machine may lack has a row like the next, and one like the next but one where it can be emulated.
     Target("avx512", "isa_avx512.cpp",
            (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-Wno-uninitialized",

@@ -52,7 +52,7 @@ unsigned long long saved_state() {
 bool bit(unsigned x, int i) { return x >> i & 1; }
 
 struct Found {
-    bool avx2 = false, avx512 = false;
+    bool avx2 = false, avxvnni = false, avx512 = false;
     Found() {
         unsigned r[4], s[4];
         cpuid(0, 0, r);
@@ -64,6 +64,9 @@ struct Found {
         avx2 = (state & 6) == 6 && bit(r[2], 12) && bit(r[2], 29) && bit(s[1], 5); // FMA, F16C, AVX2
         avx512 = avx2 && (state & 0xE6) == 0xE6 && bit(s[1], 16) && bit(s[1], 17) && bit(s[1], 30) && bit(s[1], 31) &&
                  bit(s[2], 11); // F, DQ, BW, VL, VNNI
+        if (!avx2 || !s[0]) return; // the last sub-leaf of leaf 7
+        cpuid(7, 1, s);
+        avxvnni = bit(s[0], 4);
     }
 };
 
@@ -87,13 +90,16 @@ bool dot_products() {
 #endif
 
 const Table *const *tables() {
-    static const Table *list[4] = {};
+    static const Table *list[5] = {};
     static const bool filled = [] {
         int n = 0;
         list[n++] = &table_scalar;
 #if defined(BESTIARY_X86)
         const Found found;
         if (found.avx2) list[n++] = &table_avx2;
+#if defined(BESTIARY_AVXVNNI)
+        if (found.avxvnni) list[n++] = &table_avxvnni;
+#endif
         if (found.avx512) list[n++] = &table_avx512;
 #elif defined(BESTIARY_ARM)
         if (dot_products()) list[n++] = &table_neon;

@@ -34,6 +34,8 @@ template <int Kind> inline void pair(I w, I &more, I &w0, I &w1) {
 
 // ---------------------------------------------------------------- one token
 
+constexpr i64 kAhead = 4096; // bytes of weights that are fetched ahead: processors do not look beyond a page of 4 KB
+
 template <int Kind, bool Half, bool Minimum, bool Wide>
 F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int32_t *correction, const int32_t *sums) {
     constexpr int parts = Half ? 2 : 1;
@@ -42,6 +44,8 @@ F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int32_t *corr
     const uint8_t *header = p;
     for (i64 b = 0, left = 0; b < m.blocks; ++b, --left) {
         if (!left) header = p, p += m.header, left = m.span;
+        for (int i = 0; i < (Kind == kFive ? 320 : Kind == kByte ? 512 : 256); i += 64)
+            _mm_prefetch((const char *)p + kAhead + i, _MM_HINT_T0);
         const int8_t *a = in.codes + b * kBlock;
         I s[2] = {_mm512_set1_epi32(correction[b * parts]), Half ? _mm512_set1_epi32(correction[b * parts + parts - 1])
                                                                  : _mm512_setzero_si512()};

@@ -136,6 +136,9 @@ BESTIARY_INLINE i64 round_up(i64 n, i64 to) { return (n + to - 1) / to * to; }
 extern const Table table_scalar;
 #if defined(BESTIARY_X86)
 extern const Table table_avx2;
+#if defined(BESTIARY_AVXVNNI)
+extern const Table table_avxvnni;
+#endif
 extern const Table table_avx512;
 #elif defined(BESTIARY_ARM)
 extern const Table table_neon;
