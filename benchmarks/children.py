@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -93,10 +92,6 @@ class Probes:
     def __call__(self, test: str) -> float:
         """Bytes a second ("read"), or multiply-adds a second ("int8", "f32", "bf16")."""
         return float(self.child.line(f"{test} {self.threads}")["best"])
-
-
-def temporary() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="bestiary-bench-")
 
 
 def neighbour(cpus: Iterable[int]) -> subprocess.Popen[bytes]:

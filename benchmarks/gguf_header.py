@@ -9,13 +9,13 @@ import json
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import gguf
 import numpy as np
+from temporary import temporary
 
 from bestiary.host import Host, HostSettings
 from bestiary_plugins.loaders.gguf import open_gguf
@@ -52,8 +52,8 @@ def seconds(function: Callable[[], object], runs: int) -> float:
 
 def main() -> None:
     host = Host(HostSettings(names=()))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "vocabulary.gguf"
+    with temporary() as folder:
+        path = folder / "vocabulary.gguf"
         write(path)
         open_gguf(path, host)  # imports and plugins are not what is measured
         result = {"pieces": PIECES, "merges": MERGES, "bytes": path.stat().st_size,

@@ -20,11 +20,12 @@ import os
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from temporary import temporary
 
 Shape = tuple[int, ...]
 BLOCK = 1 << 24  # bytes of random data that are made at once
@@ -138,8 +139,12 @@ def measured(title: str, words: list[str], read: int, written: Path) -> dict[str
     print(f"{title:44}", end="", flush=True, file=sys.stderr)
     started = time.perf_counter()
     child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    said = child.stderr.read() if child.stderr else b""
-    _, status, usage = os.wait4(child.pid, 0)
+    try:
+        said = child.stderr.read() if child.stderr else b""
+        _, status, usage = os.wait4(child.pid, 0)
+    except BaseException:
+        child.kill()
+        raise
     child.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - started
     if child.returncode:
@@ -166,8 +171,8 @@ def main() -> None:
         of = json.loads(text)
         MAKERS[kind](Path(folder), of, of["vocab_size"] > 200_000)
         return
-    with tempfile.TemporaryDirectory(dir=given.folder, prefix="peak-memory-") as place:
-        results = list(run(Path(place), given))
+    with temporary(given.folder) as place:
+        results = list(run(place, given))
     if given.json:
         print(json.dumps(results))
 

@@ -9,10 +9,11 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 from pathlib import Path
+
+from temporary import temporary
 
 HELP = (sys.executable, "-m", "bestiary", "--help")
 PLUGIN = """from bestiary.hookspecs import hookimpl
@@ -24,7 +25,7 @@ def main(): "A stub."
 
 def stubs(folder: Path, count: int) -> None:
     """Makes wheels of plugins that each bring a command, and has pip install them into the folder."""
-    with tempfile.TemporaryDirectory() as made:
+    with temporary() as made:
         wheels = []
         for i in range(count):
             about = f"stub_{i}-1.0.dist-info"
@@ -52,9 +53,9 @@ def median(runs: int, **environment: str) -> float:
 def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     print(f"as installed     {median(runs):.3f} s")
-    with tempfile.TemporaryDirectory() as folder:
-        stubs(Path(folder), 50)
-        path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+    with temporary() as folder:
+        stubs(folder, 50)
+        path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
         print(f"with 50 plugins  {median(runs, PYTHONPATH=path):.3f} s")
 
 

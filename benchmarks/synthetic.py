@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bestiary.checkpoint import CANONICAL, Checkpoint, TokenizerMaterial, Vocabulary
 from bestiary.encoding import Encoding
+from bestiary.graph import Graph
 from bestiary.host import Host
 from bestiary.tensor import ArrayTensor, Tensor
 
@@ -166,11 +167,20 @@ def read(config: Config, type: str, host: Host) -> int:
     return sum(rows * encoding.row_bytes(columns) for name, (rows, columns) in found.items() if name != looked_up)
 
 
+def cached(config: Config, tokens: int, host: Host) -> int:
+    """Bytes of the keys and values of so many tokens, in f16."""
+    nodes = graph(config, host).nodes
+    return 2 * tokens * sum(nodes[i].width for node in nodes if node.op == "attention" for i in node.inputs[1:3])
+
+
 def matrices(config: Config, host: Host) -> dict[str, tuple[int, int]]:
+    return {name: (shape[0], shape[1]) for name, shape in graph(config, host).weights.items() if len(shape) == 2}
+
+
+def graph(config: Config, host: Host) -> Graph:
     family = host.architecture_of(config, TokenizerMaterial())
     normal = family.normalise(config, {})
-    weights = family.graph(normal, normal["max_position_embeddings"]).weights
-    return {name: (shape[0], shape[1]) for name, shape in weights.items() if len(shape) == 2}
+    return family.graph(normal, normal["max_position_embeddings"])
 
 
 def made(config: Config, name: str, type: str, folder: Path, host: Host) -> Path:

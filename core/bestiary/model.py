@@ -327,6 +327,15 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
                  material, host)
 
 
+def made_for(path: str | os.PathLike[str], host: Host, loader: str | None = None,
+             architecture: str | None = None) -> int:
+    """Tokens of the context that the model was made for. Raises BestiaryError as `load` does."""
+    checkpoint = host.open(Path(path), loader)
+    family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
+    with host.calling(family, f"read {path}"):
+        return int(to_canonical(checkpoint, family)[0].config["max_position_embeddings"])
+
+
 def choose_backend(host: Host, name: str | None) -> Backend:
     """The backend named, or the available one of the highest rank; one line says what a better one lacks."""
     if name is not None:
