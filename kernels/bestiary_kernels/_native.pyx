@@ -41,7 +41,9 @@ cdef extern from "memory.h" namespace "bestiary":
     cdef cppclass Memory:
         Memory() except +
         Memory(size_t) except +
+        Memory(size_t, cbool) except +
         unsigned char *data()
+        void populate(const unsigned char *, size_t) noexcept nogil
         void grow(size_t) except +
 
 cdef extern from "layout.h" namespace "bestiary":
@@ -55,6 +57,9 @@ cdef extern from "layout.h" namespace "bestiary":
         CField at
         vector[CField] integer
         i64 bias
+    cdef struct CStraight "bestiary::Layout::Straight":
+        i64 first
+        cbool numbers
     cdef cppclass CLayout "bestiary::Layout":
         i64 columns, row_bytes, group, zero
         int32_t kind
@@ -66,6 +71,8 @@ cdef extern from "layout.h" namespace "bestiary":
         vector[float] book
         vector[uint8_t] rounded
         float factor
+        CStraight straight
+        void prepare() noexcept
         void decode(const uint8_t *, float *, uint8_t *) noexcept nogil
     CMatrix packed_shape(const CLayout &, i64)
     void pack_rows(const CMatrix &, const CLayout &, const uint8_t *, i64, i64) except + nogil
@@ -361,6 +368,7 @@ cdef class Layout:
                 raise ValueError(f"{level} in a codebook of 8 bits")
             l.rounded.push_back(<uint8_t>(level + 128))
         l.factor = factor
+        l.prepare()
 
     def __init__(self, *unused, **also_unused):
         self.made = _once(self.made)
@@ -372,6 +380,11 @@ cdef class Layout:
     @property
     def row_bytes(self):
         return self.layout.row_bytes
+
+    @property
+    def straight(self):
+        """Whether packing only moves bytes: the quick way."""
+        return self.layout.kind >= kF32 or self.layout.straight.first >= 0 and self.layout.straight.numbers
 
     def decode(self, const uint8_t[:, ::1] rows, float[:, ::1] out):
         """Rows of bytes -> their weights."""
@@ -404,7 +417,7 @@ cdef class Matrix:
         if size > _LARGEST:
             raise MemoryError(f"a matrix of {size} bytes")
         self.nbytes = size
-        self.memory.reset(new Memory(size))
+        self.memory.reset(new Memory(size, False))
         self.matrix.data = self.memory.get().data()
 
     def __init__(self, *unused, **also_unused):
@@ -431,6 +444,8 @@ cdef class Matrix:
                              f"{self.matrix.rows} rows of {self.layout.layout.row_bytes}")
         if count:
             with nogil:
+                self.memory.get().populate(self.matrix.data + start // 16 * self.matrix.group_bytes,
+                                           (count + 15) // 16 * self.matrix.group_bytes)
                 pack_rows(self.matrix, self.layout.layout, &rows[0, 0], start, count)
 
     def unpack(self, i64 row, float[::1] out):

@@ -4,6 +4,10 @@
 #include "vec_scalar.h"
 
 #include <algorithm>
+#if defined(__SSE2__) || defined(_M_X64)
+#include <emmintrin.h>
+#define BESTIARY_SSE2
+#endif
 
 namespace bestiary {
 
@@ -83,6 +87,42 @@ float FactorField::value(const uint8_t *row, i64 group) const {
     return x * (float)((i64)(int32_t)whole + bias);
 }
 
+namespace {
+
+bool one_run(const Field &f, size_t i, i64 entry, i64 count, int shift) {
+    const Field::Run &run = f.runs[i];
+    return run.entry == entry && run.count == count && run.shift == shift;
+}
+
+bool whole_half(const FactorField &f) {
+    const Field &at = f.at;
+    return f.number == kNumberF16 && f.integer.empty() && at.offsets.size() == 1 && at.offsets[0] % 8 == 0 &&
+           at.stride % 8 == 0;
+}
+
+} // namespace
+
+void Layout::prepare() {
+    straight = {};
+    if (kind >= kF32 || codes.empty() || columns % kBlock || codes[0].offsets.size() != (size_t)kBlock) return;
+    const Field &f = codes[0];
+    const bool nibbles = f.width == 4 && f.runs.size() == 2 && one_run(f, 0, 0, 16, 0) && one_run(f, 1, 16, 16, 4) &&
+                         f.runs[0].byte == f.runs[1].byte;
+    const bool bytes = f.width == 8 && f.runs.size() == 1 && one_run(f, 0, 0, 32, 0);
+    if (kind == kByte ? !bytes || !book.empty() || codes.size() != 1 : !nibbles) return;
+    if (kind == kFive) {
+        if (codes.size() != 2 || is_signed) return;
+        const Field &top = codes[1];
+        if (top.width != 1 || top.stride % 8 || top.offsets.size() != (size_t)kBlock || top.offsets[0] % 8) return;
+        for (i64 i = 0; i < kBlock; ++i)
+            if (top.offsets[(size_t)i] != top.offsets[0] + i) return;
+        straight.fifth = top.plane_start + top.offsets[0] / 8, straight.fifth_step = top.stride / 8;
+    } else if (codes.size() != 1) return;
+    straight.first = f.plane_start + f.runs[0].byte, straight.step = f.stride / 8;
+    straight.flip = !is_signed ? 0 : kind == kByte ? 0x80808080u : 0x88888888u;
+    straight.numbers = group == kBlock && factor == 1.0f && whole_half(scale) && (!minimum || whole_half(low));
+}
+
 void Layout::read_codes(const uint8_t *row, uint8_t *out) const {
     std::memset(out, 0, (size_t)columns);
     int shift = 0;
@@ -147,15 +187,120 @@ Matrix packed_shape(const Layout &layout, i64 rows) {
 
 namespace {
 
-void pack_plain(const Matrix &m, const uint8_t *rows, i64 start, i64 count) {
-    const i64 size = m.kind == kF32 ? 4 : 2, row_bytes = m.columns * size;
-    for (i64 r = 0; r < count; ++r) {
-        const uint8_t *from = rows + r * row_bytes;
-        uint8_t *to = m.data + (start + r) / kLanes * m.group_bytes + (start + r) % kLanes * size;
-        if (size == 4)
-            for (i64 c = 0; c < m.columns; ++c) std::memcpy(to + c * 64, from + c * 4, 4);
-        else
-            for (i64 c = 0; c < m.columns; ++c) std::memcpy(to + c * 32, from + c * 2, 2);
+// Sixteen rows' four words -> four vectors of sixteen words, `flip` changed in each.
+void interleave_words(const uint8_t *row, i64 stride, uint32_t flip, uint8_t *out) {
+#if defined(BESTIARY_SSE2)
+    const __m128i change = _mm_set1_epi32((int)flip);
+    for (int r = 0; r < 16; r += 4, row += 4 * stride, out += 16) {
+        __m128i x[4];
+        for (int i = 0; i < 4; ++i)
+            x[i] = _mm_xor_si128(_mm_loadu_si128((const __m128i *)(row + i * stride)), change);
+        const __m128i a = _mm_unpacklo_epi32(x[0], x[1]), b = _mm_unpacklo_epi32(x[2], x[3]);
+        const __m128i c = _mm_unpackhi_epi32(x[0], x[1]), d = _mm_unpackhi_epi32(x[2], x[3]);
+        _mm_storeu_si128((__m128i *)out, _mm_unpacklo_epi64(a, b));
+        _mm_storeu_si128((__m128i *)(out + 64), _mm_unpackhi_epi64(a, b));
+        _mm_storeu_si128((__m128i *)(out + 128), _mm_unpacklo_epi64(c, d));
+        _mm_storeu_si128((__m128i *)(out + 192), _mm_unpackhi_epi64(c, d));
+    }
+#else
+    for (int r = 0; r < 16; ++r)
+        for (int i = 0; i < 4; ++i) {
+            uint32_t x;
+            std::memcpy(&x, row + r * stride + 4 * i, 4);
+            x ^= flip;
+            std::memcpy(out + 64 * i + 4 * r, &x, 4);
+        }
+#endif
+}
+
+// Eight rows' eight numbers of 16 bits -> eight times eight, 32 bytes apart.
+void interleave_halves(const uint8_t *row, i64 stride, uint8_t *out) {
+#if defined(BESTIARY_SSE2)
+    __m128i x[8], y[8];
+    for (int i = 0; i < 8; ++i) x[i] = _mm_loadu_si128((const __m128i *)(row + i * stride));
+    for (int i = 0; i < 4; ++i) { // rows i and i + 4, three times: a perfect shuffle each
+        y[2 * i] = _mm_unpacklo_epi16(x[i], x[i + 4]);
+        y[2 * i + 1] = _mm_unpackhi_epi16(x[i], x[i + 4]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        x[2 * i] = _mm_unpacklo_epi16(y[i], y[i + 4]);
+        x[2 * i + 1] = _mm_unpackhi_epi16(y[i], y[i + 4]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        _mm_storeu_si128((__m128i *)(out + 64 * i), _mm_unpacklo_epi16(x[i], x[i + 4]));
+        _mm_storeu_si128((__m128i *)(out + 64 * i + 32), _mm_unpackhi_epi16(x[i], x[i + 4]));
+    }
+#else
+    for (int r = 0; r < 8; ++r)
+        for (int i = 0; i < 8; ++i) std::memcpy(out + 32 * i + 2 * r, row + r * stride + 2 * i, 2);
+#endif
+}
+
+// A row of plain numbers from column `first` on.
+void pack_plain(const Matrix &m, const uint8_t *from, i64 row, i64 first) {
+    const i64 size = m.kind == kF32 ? 4 : 2;
+    uint8_t *to = m.data + row / kLanes * m.group_bytes + row % kLanes * size;
+    if (size == 4)
+        for (i64 c = first; c < m.columns; ++c) std::memcpy(to + c * 64, from + c * 4, 4);
+    else
+        for (i64 c = first; c < m.columns; ++c) std::memcpy(to + c * 32, from + c * 2, 2);
+}
+
+// Sixteen rows of plain numbers, all columns.
+void pack_plain_group(const Matrix &m, const uint8_t *rows, i64 row_bytes, i64 start) {
+    uint8_t *to = m.data + start / kLanes * m.group_bytes;
+    i64 c = 0;
+    if (m.kind == kF32)
+        for (; c + 4 <= m.columns; c += 4) interleave_words(rows + 4 * c, row_bytes, 0, to + 64 * c);
+    else
+        for (; c + 32 <= m.columns; c += 32) // a line of the cache of eight rows at a time: they may share one place
+            for (int half = 0; half < 2; ++half)
+                for (i64 i = c; i < c + 32; i += 8)
+                    interleave_halves(rows + 8 * half * row_bytes + 2 * i, row_bytes, to + 32 * i + 16 * half);
+    for (i64 r = 0; r < kLanes; ++r) pack_plain(m, rows + r * row_bytes, start + r, c);
+}
+
+// Bit 4j+c -> bit j of byte c.
+uint32_t fifth_bits(uint32_t bits) {
+    uint32_t out = 0;
+    for (int c = 0; c < 4; ++c) {
+        uint32_t x = bits >> c & 0x11111111;
+        x = (x | x >> 3) & 0x03030303;
+        x = (x | x >> 6) & 0x000F000F;
+        out |= ((x | x >> 12) & 0xFF) << (8 * c);
+    }
+    return out;
+}
+
+// Sixteen rows' codes that stand in the file as packing wants them.
+void pack_straight_codes(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 start) {
+    const Layout::Straight &s = layout.straight;
+    const int quarters = m.kind == kByte ? 2 : 1;
+    uint8_t *group = m.data + start / kLanes * m.group_bytes;
+    for (i64 b = 0; b < m.blocks; ++b) {
+        uint8_t *to = group + m.codes_at(b);
+        const uint8_t *from = rows + s.first + b * s.step;
+        for (int i = 0; i < quarters; ++i)
+            interleave_words(from + 16 * i, layout.row_bytes, s.flip, to + 256 * i);
+        if (m.kind != kFive) continue;
+        uint32_t bits[kLanes];
+        const uint8_t *top = rows + s.fifth + b * s.fifth_step;
+        for (i64 r = 0; r < kLanes; ++r) std::memcpy(bits + r, top + r * layout.row_bytes, 4);
+        for (i64 r = 0; r < kLanes; ++r) bits[r] = fifth_bits(bits[r]);
+        std::memcpy(to + 256, bits, sizeof bits);
+    }
+}
+
+// One f16 of sixteen rows and every block, to `to` in the blocks' headers.
+void pack_straight_halves(const Matrix &m, const Layout &layout, const Field &at, uint16_t flip, const uint8_t *rows,
+                          uint8_t *to) {
+    const i64 step = at.stride / 8, further = m.header + m.code_bytes;
+    const uint8_t *from = rows + at.plane_start + at.offsets[0] / 8;
+    for (i64 b = 0; b < m.blocks; ++b, from += step, to += further) {
+        uint16_t x[kLanes];
+        for (i64 r = 0; r < kLanes; ++r) std::memcpy(x + r, from + r * layout.row_bytes, 2);
+        for (i64 r = 0; r < kLanes; ++r) x[r] ^= flip;
+        std::memcpy(to, x, sizeof x);
     }
 }
 
@@ -164,50 +309,70 @@ void put_number(uint8_t *header, i64 lane, bool wide, float value, uint16_t half
     else std::memcpy(header + lane * 2, &half, 2);
 }
 
+// One row's codes, of any layout. code: room for all blocks, what lies beyond the columns is 0.
+void pack_codes(const Matrix &m, const Layout &layout, const uint8_t *row, i64 at, uint8_t *code) {
+    layout.read_codes(row, code);
+    if (m.kind == kByte && !layout.book.empty())
+        for (i64 i = 0; i < layout.columns; ++i) code[i] = layout.rounded[code[i]];
+    uint8_t *to = m.data + at / kLanes * m.group_bytes + at % kLanes * 4;
+    for (i64 b = 0; b < m.blocks; ++b) {
+        const uint8_t *c = code + b * kBlock;
+        uint8_t *p = to + m.codes_at(b);
+        if (m.kind == kByte) {
+            for (int j = 0; j < 8; ++j, p += 64) std::memcpy(p, c + 4 * j, 4);
+            continue;
+        }
+        uint32_t x, y, fifth = 0;
+        for (int j = 0; j < 4; ++j, p += 64) {
+            std::memcpy(&x, c + 4 * j, 4), std::memcpy(&y, c + 16 + 4 * j, 4);
+            fifth |= (x >> 4 & 0x01010101) << j | (y >> 4 & 0x01010101) << (j + 4);
+            x = (x & 0x0F0F0F0F) | (y & 0x0F0F0F0F) << 4;
+            std::memcpy(p, &x, 4);
+        }
+        if (m.kind == kFive) std::memcpy(p, &fifth, 4);
+    }
+}
+
+// One row's scales and minimums, of any layout.
+void pack_numbers(const Matrix &m, const Layout &layout, const uint8_t *row, i64 at) {
+    const i64 parts = m.half ? 2 : 1, step = m.wide ? 64 : 32, lane = at % kLanes;
+    const i64 numbers = (layout.columns + layout.group - 1) / layout.group, stride = m.header + m.span * m.code_bytes;
+    uint8_t *to = m.data + at / kLanes * m.group_bytes;
+    for (i64 g = 0; g < numbers; ++g) {
+        uint8_t *header = to + (m.half ? g / 2 * stride + g % 2 * step : g * stride);
+        const float d = m.wide ? layout.scale.value(row, g) * layout.factor : 0.0f;
+        put_number(header, lane, m.wide, d, m.wide ? 0 : (uint16_t)layout.scale.at.at(row, g));
+        if (m.minimum) {
+            uint16_t half = m.wide ? 0 : (uint16_t)layout.low.at.at(row, g);
+            if (layout.minimum_sign < 0) half ^= 0x8000;
+            const float low = m.wide ? layout.minimum_sign * layout.low.value(row, g) : 0.0f;
+            put_number(header + parts * step, lane, m.wide, low, half);
+        }
+    }
+}
+
 } // namespace
 
 void pack_rows(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 start, i64 count) {
-    if (m.kind >= kF32) return pack_plain(m, rows, start, count);
     std::vector<uint8_t> code((size_t)(m.blocks * kBlock));
-    const i64 parts = m.half ? 2 : 1, step = m.wide ? 64 : 32;
-    const i64 numbers = (layout.columns + layout.group - 1) / layout.group;
-    for (i64 r = 0; r < count; ++r) {
-        const uint8_t *row = rows + r * layout.row_bytes;
-        uint8_t *to = m.data + (start + r) / kLanes * m.group_bytes;
-        const i64 lane = (start + r) % kLanes;
-        layout.read_codes(row, code.data());
-        if (m.kind == kByte && !layout.book.empty())
-            for (i64 i = 0; i < layout.columns; ++i) code[(size_t)i] = layout.rounded[code[(size_t)i]];
-        uint8_t *next = to + lane * 4;
-        for (i64 b = 0, left = 0; b < m.blocks; ++b, --left, next += m.code_bytes) {
-            if (!left) next += m.header, left = m.span;
-            const uint8_t *c = code.data() + b * kBlock;
-            uint8_t *p = next;
-            if (m.kind == kByte) {
-                for (int j = 0; j < 8; ++j, p += 64) std::memcpy(p, c + 4 * j, 4);
-                continue;
-            }
-            uint32_t x, y, fifth = 0;
-            for (int j = 0; j < 4; ++j, p += 64) {
-                std::memcpy(&x, c + 4 * j, 4), std::memcpy(&y, c + 16 + 4 * j, 4);
-                fifth |= (x >> 4 & 0x01010101) << j | (y >> 4 & 0x01010101) << (j + 4);
-                x = (x & 0x0F0F0F0F) | (y & 0x0F0F0F0F) << 4;
-                std::memcpy(p, &x, 4);
-            }
-            if (m.kind == kFive) std::memcpy(p, &fifth, 4);
+    for (i64 r = 0, taken; r < count; r += taken, start += taken, rows += taken * layout.row_bytes) {
+        const bool whole = start % kLanes == 0 && count - r >= kLanes; // row groups at once, what is left row by row
+        taken = whole ? kLanes : 1;
+        if (m.kind >= kF32) {
+            if (whole) pack_plain_group(m, rows, layout.row_bytes, start);
+            else pack_plain(m, rows, start, 0);
+            continue;
         }
-        const i64 stride = m.header + m.span * m.code_bytes;
-        for (i64 g = 0; g < numbers; ++g) {
-            uint8_t *header = to + (m.half ? g / 2 * stride + g % 2 * step : g * stride);
-            const float d = m.wide ? layout.scale.value(row, g) * layout.factor : 0.0f;
-            put_number(header, lane, m.wide, d, m.wide ? 0 : (uint16_t)layout.scale.at.at(row, g));
-            if (m.minimum) {
-                uint16_t half = m.wide ? 0 : (uint16_t)layout.low.at.at(row, g);
-                if (layout.minimum_sign < 0) half ^= 0x8000;
-                const float low = m.wide ? layout.minimum_sign * layout.low.value(row, g) : 0.0f;
-                put_number(header + parts * step, lane, m.wide, low, half);
-            }
-        }
+        if (whole && layout.straight.first >= 0) pack_straight_codes(m, layout, rows, start);
+        else
+            for (i64 i = 0; i < taken; ++i) pack_codes(m, layout, rows + i * layout.row_bytes, start + i, code.data());
+        if (whole && layout.straight.numbers) {
+            uint8_t *to = m.data + start / kLanes * m.group_bytes;
+            pack_straight_halves(m, layout, layout.scale.at, 0, rows, to);
+            const uint16_t flip = layout.minimum_sign < 0 ? 0x8000 : 0;
+            if (m.minimum) pack_straight_halves(m, layout, layout.low.at, flip, rows, to + 32);
+        } else
+            for (i64 i = 0; i < taken; ++i) pack_numbers(m, layout, rows + i * layout.row_bytes, start + i);
     }
 }
 

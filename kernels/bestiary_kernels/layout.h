@@ -49,6 +49,15 @@ struct Layout {
     std::vector<uint8_t> rounded;
     float factor = 1.0f;
 
+    // Where 32 codes stand in bytes that packing only has to move: from `first` on, or -1; those of the next 32 are
+    // `step` bytes further. Fifth bits, if there are any, are beside them as one number.
+    struct Straight {
+        i64 first = -1, step = 0, fifth = -1, fifth_step = 0;
+        uint32_t flip = 0;       // of signed codes
+        bool numbers = false;    // scale and minimum are one f16 each in every 32 columns, at whole bytes
+    } straight;
+
+    void prepare(); // once all fields are there
     void read_codes(const uint8_t *row, uint8_t *out) const; // columns codes, unsigned
     // code: room for `columns` bytes; plain numbers need none.
     void decode(const uint8_t *row, float *out, uint8_t *code) const;

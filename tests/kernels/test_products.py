@@ -69,6 +69,15 @@ def _toys() -> Iterator[Encoding]:
     halves = tuple(8 * (i % 16) + 4 * (i // 16) for i in range(32))
     yield Encoding("toy NF4", 64, (32, 4), Layout(
         (Bits(4, (4, 0), 8),), 64, Factor("f32", Bits(32, (0,), 32, 1)), codebook=_normal(16)))
+    yield encoding("signed halves, a minimum taken away", 32, 20, Layout(
+        (Bits(4, tuple(32 + bit for bit in halves), 160),), 32, f16(0, 20), signed=True, minimum=f16(16, 20),
+        minimum_sign=-1))
+    yield encoding("halves, groups of 64", 64, 34, Layout(
+        (Bits(4, tuple(16 + bit + 128 * i for i in range(2) for bit in halves), 272),), 64, f16(0, 34), offset=8))
+    yield encoding("halves, f32", 32, 20, Layout(
+        (Bits(4, tuple(32 + bit for bit in halves), 160),), 32, Factor("f32", Bits(32, (0,), 160)), offset=8))
+    yield encoding("signed bytes, bf16", 32, 34, Layout(
+        (Bits(8, _run(16, 8, 32), 272),), 32, Factor("bf16", Bits(16, (0,), 272)), signed=True))
     yield encoding("codebook of integers", 32, 18, Layout(
         (Bits(4, tuple(16 + bit for bit in halves), 144),), 32, f16(0, 18),
         codebook=(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)))
@@ -140,6 +149,28 @@ def test_packed_rows_are_the_rows(encoding: Encoding) -> None:
     decoded = np.empty((rows, columns), np.float32)
     layout.decode(tensor.read(0, rows), decoded)
     np.testing.assert_array_equal(decoded, expected)
+
+
+@pytest.mark.parametrize("encoding", ALL.values(), ids=ALL)
+def test_rows_packed_in_groups_of_sixteen_are_those_packed_one_by_one(encoding: Encoding) -> None:
+    from bestiary_plugins.backends.cpu_pack import kernel_layout
+
+    rows, columns = 48, columns_of(encoding)
+    data = blocks(encoding, rows, columns, seed=4).read(0, rows)
+    layout = kernel_layout(encoding, columns)
+    together, alone = kernels.Matrix(layout, rows), kernels.Matrix(layout, rows)
+    together.pack(data, 0)
+    for row in range(rows):
+        alone.pack(data[row:row + 1], row)
+    np.testing.assert_array_equal(_unpacked(together), _unpacked(alone))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS)
+def test_packing_only_moves_the_bytes_of_our_encodings(encoding: Encoding) -> None:
+    from bestiary_plugins.backends.cpu_pack import kernel_layout
+
+    assert kernel_layout(encoding, 64).straight
+    assert not kernel_layout(ALL["toy 3 bits across bytes"], 64).straight
 
 
 @pytest.mark.parametrize("codebook", [(-1.0, 0.0, 0.5, 3.0), (-127.0, 1.0, 2.0, 126.0), (0.0,) * 4, (1e-40,) * 4,
