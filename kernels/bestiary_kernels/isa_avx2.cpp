@@ -320,5 +320,5 @@ i64 quantized_scratch(const Matrix &m, i64 tokens) {
 } // namespace
 
 namespace bestiary {
-const Table table_avx2 = BESTIARY_TABLE("avx2", 24);
+const Table table_avx2 = BESTIARY_TABLE("avx2", 48);
 }
