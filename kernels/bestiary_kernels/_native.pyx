@@ -21,6 +21,10 @@ cdef extern from "table.h" namespace "bestiary":
         kF32 "bestiary::kF32"
         kF16 "bestiary::kF16"
         kBF16 "bestiary::kBF16"
+    cdef enum Held "bestiary::Held":
+        kHeldF32 "bestiary::kHeldF32"
+        kHeldF16 "bestiary::kHeldF16"
+        kHeldQ8 "bestiary::kHeldQ8"
     cdef struct CMatrix "bestiary::Matrix":
         uint8_t *data
         i64 rows, columns, groups, group_bytes
@@ -33,7 +37,7 @@ cdef extern from "table.h" namespace "bestiary":
         i64 heads, kv_heads, key_dim, value_dim, value_stride
         float scale, soft_cap
         i64 window
-        cbool k_f16, v_f16
+        Held k_held, v_held
     cdef struct CTable "bestiary::Table":
         const char *name
 
@@ -93,7 +97,7 @@ cdef extern from "pool.h" namespace "bestiary":
 cdef extern from "cache.h" namespace "bestiary":
     cdef cppclass CCacheLayer "bestiary::CacheLayer":
         i64 kv_heads, key_dim, value_dim
-        cbool k_f16, v_f16
+        Held k_held, v_held
     cdef cppclass CCache "bestiary::Cache":
         CCache(const vector[CCacheLayer] &, i64, i64) except +
         i64 sequences()
@@ -193,9 +197,16 @@ cdef int _signals(void *unused) noexcept with gil:
 KINDS = {"nibble": kNibble, "five": kFive, "byte": kByte, "book": kBook, "f32": kF32, "f16": kF16, "bf16": kBF16}
 _MOST_BITS = {"nibble": 4, "five": 5, "byte": 8, "book": 4}
 NUMBERS = {"f32": 0, "f16": 1, "bf16": 2, "e8m0": 3}
+CACHE_TYPES = {"f32": kHeldF32, "f16": kHeldF16, "q8_0": kHeldQ8}
 _WIDTHS = {"f32": 32, "f16": 16, "bf16": 16, "e8m0": 8}
 cdef i64 _MOST = 1 << 40  # columns, rows, columns of a group
 cdef i64 _LARGEST = 1 << 46  # of any count: what is multiplied with it later stays inside 64 bits
+
+
+cdef Held _held(str name) except *:
+    if name not in CACHE_TYPES:
+        raise ValueError(f"cache type {name!r}; known: {', '.join(CACHE_TYPES)}")
+    return <Held><int>CACHE_TYPES[name]
 
 
 cdef bint _once(bint made) except -1:
@@ -461,13 +472,13 @@ cdef class Cache:
     cdef shared_ptr[CCache] cache
     cdef bint made
 
-    def __cinit__(self, Program program not None, i64 sequences, i64 context, bint k_f16, bint v_f16):
+    def __cinit__(self, Program program not None, i64 sequences, i64 context, str keys, str values):
         if not 1 <= sequences <= 1 << 20 or not 1 <= context <= 1 << 31:
             raise ValueError(f"a cache of {sequences} sequences of {context} tokens")
         cdef vector[CCacheLayer] layers = program.program.get().cache_layers()
         cdef size_t i
         for i in range(layers.size()):
-            layers[i].k_f16, layers[i].v_f16 = k_f16, v_f16
+            layers[i].k_held, layers[i].v_held = _held(keys), _held(values)
         self.cache = make_shared[CCache](layers, sequences, context)
 
     def __init__(self, *unused, **also_unused):
@@ -745,15 +756,16 @@ cdef class Program:
         self._add(s)
 
     def attention(self, int q, int k, int v, int out, i64 heads, i64 kv_heads, float scale, float soft_cap, i64 window,
-                  slopes, bint k_f16, bint v_f16):
-        """Two steps: keys and values go to the cache, then the queries attend. Returns the cache's layer."""
+                  slopes, str keys, str values):
+        """Two steps: keys and values go to the cache, as the types of CACHE_TYPES that are named, then the queries
+        attend. Returns the cache's layer."""
         cdef CStep s
         cdef CCacheLayer layer
         if kv_heads < 1 or heads < kv_heads or heads % kv_heads or self._width(q) % heads \
                 or self._width(k) % kv_heads or self._width(v) % kv_heads \
                 or self._width(q) // heads != self._width(k) // kv_heads or len(slopes) not in (0, heads) or window < 0:
             raise ValueError(f"attention of {heads} heads with {kv_heads} key heads")
-        layer.kv_heads, layer.k_f16, layer.v_f16 = kv_heads, k_f16, v_f16
+        layer.kv_heads, layer.k_held, layer.v_held = kv_heads, _held(keys), _held(values)
         layer.key_dim, layer.value_dim = self._width(k) // kv_heads, self._width(v) // kv_heads
         for slot in (q, k, v):
             self._need(slot, self._width(slot), False)
@@ -763,7 +775,7 @@ cdef class Program:
         s.attention.key_dim, s.attention.value_dim = layer.key_dim, layer.value_dim
         s.attention.value_stride = (layer.value_dim + 15) // 16 * 16
         s.attention.scale, s.attention.soft_cap, s.attention.window = scale, soft_cap, window
-        s.attention.k_f16, s.attention.v_f16 = k_f16, v_f16
+        s.attention.k_held, s.attention.v_held = layer.k_held, layer.v_held
         s.op, s.a, s.b, s.width = kStore, k, v, self._width(k) + self._width(v)
         self._add(s)
         for slope in slopes:

@@ -7,15 +7,16 @@
 
 namespace bestiary {
 
-// One attention's part of a segment: keys [kv_head][4][key_dim][64], values [kv_head][256][value_stride].
+// One attention's part of a segment: keys [kv_head][4][key_dim][64], values [kv_head][256][value_stride];
+// table.h says where q8_0 has its scales.
 struct CacheLayer {
     i64 kv_heads = 0, key_dim = 0, value_dim = 0, value_stride = 0;
-    bool k_f16 = false, v_f16 = false;
+    Held k_held = kHeldF32, v_held = kHeldF32;
     size_t k_bytes = 0, v_bytes = 0; // of one head's segment
     size_t k_at = 0, v_at = 0;       // where the first head's begins
     bool operator==(const CacheLayer &o) const {
-        return kv_heads == o.kv_heads && key_dim == o.key_dim && value_dim == o.value_dim && k_f16 == o.k_f16 &&
-               v_f16 == o.v_f16;
+        return kv_heads == o.kv_heads && key_dim == o.key_dim && value_dim == o.value_dim && k_held == o.k_held &&
+               v_held == o.v_held;
     }
 };
 
@@ -25,8 +26,8 @@ class Cache {
     Cache(const std::vector<CacheLayer> &layers, i64 sequences, i64 context) : layers_(layers), context_(context) {
         for (CacheLayer &l : layers_) {
             l.value_stride = round_up(l.value_dim, 16);
-            l.k_bytes = (size_t)(kSegment * l.key_dim * (l.k_f16 ? 2 : 4));
-            l.v_bytes = (size_t)(kSegment * l.value_stride * (l.v_f16 ? 2 : 4));
+            l.k_bytes = (size_t)(kSegment * held_bytes(l.k_held, l.key_dim));
+            l.v_bytes = (size_t)(kSegment * held_bytes(l.v_held, l.value_stride));
             l.k_at = size_;
             size_ += (size_t)l.kv_heads * l.k_bytes;
             size_ = (size_ + 63) / 64 * 64;

@@ -49,6 +49,21 @@ inline F exp_(F x) {
 }
 inline float exp1(float x) { return lane0(exp_(bc(x))); }
 
+// The same for x <= 0, in fewer steps: 0 below e ** -87.
+inline F exp_below(F x) {
+    F t = fma_(x, bc(1.44269504088896341f), bc(12582912.0f));
+    F nf = sub(t, bc(12582912.0f));
+    F r = fma_(nf, bc(-0.693359375f), x);
+    r = fma_(nf, bc(2.12194440e-4f), r);
+    F p = fma_(bc(1.9875691500e-4f), r, bc(1.3981999507e-3f));
+    p = fma_(p, r, bc(8.3334519073e-3f));
+    p = fma_(p, r, bc(4.1665795894e-2f));
+    p = fma_(p, r, bc(1.6666665459e-1f));
+    p = fma_(p, r, bc(5.0000001201e-1f));
+    p = add(fma_(p, mul(r, r), r), bc(1.0f));
+    return sel_lt(x, bc(-87.0f), bc(0.0f), mul(p, as_f(shl23(addi(as_i(t), bci(127)))))); // t's last bits are n
+}
+
 inline F tanh_(F x) {
     I sign = andi(as_i(x), bci((int32_t)0x80000000));
     F a = as_f(andi(as_i(x), bci(0x7FFFFFFF)));
@@ -336,6 +351,9 @@ i64 plain_scratch(const Matrix &, i64 tokens) { return tokens * 128 + 2 * kSlab 
 
 // ---------------------------------------------------------------- attention
 
+// Few rows take more vectors at once: else their additions would wait for one another.
+constexpr int tile_vectors(int rows) { return kTileRows > 1 && rows * kTileVectors < 4 ? 4 / rows : kTileVectors; }
+
 // Scores of `Rows` rows and 64 keys: q [row][dim], k [dim][64] -> s [row][64].
 template <int Rows, int Vectors> inline void scores(const float *q, const float *k, i64 dim, float *s) {
     for (int j0 = 0; j0 < 4; j0 += Vectors) {
@@ -343,14 +361,14 @@ template <int Rows, int Vectors> inline void scores(const float *q, const float 
         for (int r = 0; r < Rows; ++r)
             for (int j = 0; j < Vectors; ++j) a[r][j] = bc(0.0f);
         for (i64 d = 0; d < dim; ++d) {
-            F b[Vectors];
-#pragma GCC unroll 4
-            for (int j = 0; j < Vectors; ++j) b[j] = ld(k + d * kKeys + (j0 + j) * 16);
+            F c[Rows];
 #pragma GCC unroll 8
-            for (int r = 0; r < Rows; ++r) {
-                F c = bc(q[r * dim + d]);
+            for (int r = 0; r < Rows; ++r) c[r] = bc(q[r * dim + d]);
 #pragma GCC unroll 4
-                for (int j = 0; j < Vectors; ++j) a[r][j] = fma_(c, b[j], a[r][j]);
+            for (int j = 0; j < Vectors; ++j) {
+                F b = ld(k + d * kKeys + (j0 + j) * 16);
+#pragma GCC unroll 8
+                for (int r = 0; r < Rows; ++r) a[r][j] = fma_(c[r], b, a[r][j]);
             }
         }
         for (int r = 0; r < Rows; ++r)
@@ -358,51 +376,63 @@ template <int Rows, int Vectors> inline void scores(const float *q, const float 
     }
 }
 template <int Rows> inline void scores_rest(i64 rest, const float *q, const float *k, i64 dim, float *s) {
-    if (rest == Rows) scores<Rows, kTileVectors>(q, k, dim, s);
+    if (rest == Rows) scores<Rows, tile_vectors(Rows)>(q, k, dim, s);
     else if constexpr (Rows > 1) scores_rest<Rows - 1>(rest, q, k, dim, s);
 }
 
-// acc[row][16 * Vectors] = acc * factor[row] + p[row][lo..hi] v[lo..hi]; the rows' ranges of keys may differ.
+// acc[row][16 * Vectors] = acc * factor[row] + p[row][from..to-1] v[from..to-1].
 template <int Rows, int Vectors>
-inline void values(const float *p, const float *v, i64 v_stride, const float *factor, const int32_t *lo,
-                   const int32_t *hi, float *acc, i64 acc_stride) {
+inline void values(const float *p, const float *v, i64 v_stride, const float *factor, i64 from, i64 to, float *acc,
+                   i64 acc_stride) {
     F a[Rows][Vectors];
-    int32_t first = 0, last = kKeys, begin = kKeys, end = 0;
-    for (int r = 0; r < Rows; ++r) {
+    for (int r = 0; r < Rows; ++r)
         for (int j = 0; j < Vectors; ++j) a[r][j] = mul(ld(acc + r * acc_stride + 16 * j), bc(factor[r]));
-        first = lo[r] > first ? lo[r] : first, last = hi[r] < last ? hi[r] : last;
-        begin = lo[r] < begin ? lo[r] : begin, end = hi[r] > end ? hi[r] : end;
-    }
-    if (first > last) first = last = end; // nothing that all rows see
-    auto guarded = [&](int32_t from, int32_t to) { // keys that not all rows see: theirs may hold anything
-        for (int32_t i = from; i < to; ++i)
-            for (int r = 0; r < Rows; ++r)
-                if (i >= lo[r] && i < hi[r])
-                    for (int j = 0; j < Vectors; ++j)
-                        a[r][j] = fma_(bc(p[r * kKeys + i]), ld(v + i * v_stride + 16 * j), a[r][j]);
-    };
-    guarded(begin, first);
-    for (int32_t i = first; i < last; ++i) {
-        F b[Vectors];
-#pragma GCC unroll 4
-        for (int j = 0; j < Vectors; ++j) b[j] = ld(v + i * v_stride + 16 * j);
+    for (i64 i = from; i < to; ++i) {
+        F c[Rows];
 #pragma GCC unroll 8
-        for (int r = 0; r < Rows; ++r) {
-            F c = bc(p[r * kKeys + i]);
+        for (int r = 0; r < Rows; ++r) c[r] = bc(p[r * kKeys + i]);
 #pragma GCC unroll 4
-            for (int j = 0; j < Vectors; ++j) a[r][j] = fma_(c, b[j], a[r][j]);
+        for (int j = 0; j < Vectors; ++j) {
+            F b = ld(v + i * v_stride + 16 * j);
+#pragma GCC unroll 8
+            for (int r = 0; r < Rows; ++r) a[r][j] = fma_(c[r], b, a[r][j]);
         }
     }
-    guarded(last, end);
     for (int r = 0; r < Rows; ++r)
         for (int j = 0; j < Vectors; ++j) st(acc + r * acc_stride + 16 * j, a[r][j]);
 }
+
+// The same where the rows' ranges of keys may differ: keys that a row does not see may hold anything.
 template <int Rows, int Vectors>
+inline void values_seen(const float *p, const float *v, i64 v_stride, const float *factor, const int32_t *lo,
+                        const int32_t *hi, float *acc, i64 acc_stride) {
+    float factors[Rows];
+    i64 first = 0, last = kKeys; // what all rows see
+    for (int r = 0; r < Rows; ++r) first = most(first, lo[r]), last = least(last, hi[r]), factors[r] = factor[r];
+    const bool apart = first >= last;
+    for (int r = 0; r < Rows; ++r)
+        if (apart ? lo[r] < hi[r] : lo[r] < first) {
+            values<1, Vectors>(p + r * kKeys, v, v_stride, factors + r, lo[r], apart ? hi[r] : first,
+                               acc + r * acc_stride, acc_stride);
+            factors[r] = 1.0f;
+        }
+    if (apart) return;
+    values<Rows, Vectors>(p, v, v_stride, factors, first, last, acc, acc_stride);
+    for (int r = 0; r < Rows; ++r) {
+        factors[r] = 1.0f;
+        if (last < hi[r])
+            values<1, Vectors>(p + r * kKeys, v, v_stride, factors + r, last, hi[r], acc + r * acc_stride, acc_stride);
+    }
+}
+template <int Rows>
 inline void values_rest(i64 rest, const float *p, const float *v, i64 v_stride, const float *factor, const int32_t *lo,
                         const int32_t *hi, float *acc, i64 acc_stride) {
-    if (rest == Rows) values<Rows, Vectors>(p, v, v_stride, factor, lo, hi, acc, acc_stride);
-    else if constexpr (Rows > 1)
-        values_rest<Rows - 1, Vectors>(rest, p, v, v_stride, factor, lo, hi, acc, acc_stride);
+    if constexpr (Rows > 1)
+        if (rest < Rows) return values_rest<Rows - 1>(rest, p, v, v_stride, factor, lo, hi, acc, acc_stride);
+    i64 d = 0;
+    for (; d + 16 * tile_vectors(Rows) <= v_stride; d += 16 * tile_vectors(Rows))
+        values_seen<Rows, tile_vectors(Rows)>(p, v + d, v_stride, factor, lo, hi, acc + d, acc_stride);
+    for (; d < v_stride; d += 16) values_seen<Rows, 1>(p, v + d, v_stride, factor, lo, hi, acc + d, acc_stride);
 }
 
 // A state is {maximum, sum, 14 unused, values}; sum < 0: no key seen.
@@ -436,30 +466,72 @@ i64 attend_scratch(const Attention &a, i64 rows) {
                 rows * state_size(a) + 3 * round_up(rows, 16));
 }
 
-// Masks a row's scores, turns them into weights, and returns by what the sums so far are to be multiplied.
-inline float soften(const Attention &a, float *s, float *state, int32_t lo, int32_t hi, float slope, i64 distance) {
+// 64 keys as f32, [dim][64].
+inline void read_keys(Held held, const void *from, i64 dim, float *out) {
+    if (held == kHeldF16) return from_f16((const uint16_t *)from, out, dim * kKeys);
+    const int8_t *codes = (const int8_t *)from;
+    const uint16_t *scales = (const uint16_t *)(codes + dim * kKeys);
+    for (i64 d0 = 0; d0 < dim; d0 += kBlock, scales += kKeys)
+        for (i64 j = 0; j < kKeys; j += 16) {
+            const F scale = ld_f16(scales + j);
+            for (i64 d = d0; d < least(dim, d0 + kBlock); ++d)
+                st(out + d * kKeys + j, mul(ld_i8(codes + d * kKeys + j), scale));
+        }
+}
+
+// Values of positions begin..end-1 of a segment as f32, [position][stride].
+inline void read_values(Held held, const void *from, i64 begin, i64 end, i64 stride, float *out) {
+    if (held == kHeldF16) return from_f16((const uint16_t *)from + begin * stride, out, (end - begin) * stride);
+    const int8_t *codes = (const int8_t *)from;
+    const uint16_t *scales = (const uint16_t *)(codes + kSegment * stride);
+    const i64 count = scale_count(stride);
+    for (i64 i = begin; i < end; ++i, out += stride)
+        for (i64 d = 0; d < stride; d += 16)
+            st(out + d, mul(ld_i8(codes + i * stride + d), bc_f16(scales + i * count + d / kBlock)));
+}
+
+// Masks a row's scores; its maximum becomes the state's, and what that was less the new one is returned.
+inline float mask(const Attention &a, float *s, float *state, int32_t lo, int32_t hi, float slope, i64 distance) {
     F v[4];
     const F lowest = bc(-kInfinity);
     alignas(64) static const float kIota[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const bool plain = a.soft_cap == 0.0f && !a.slopes && lo <= 0 && hi >= kKeys;
     for (int j = 0; j < 4; ++j) {
         v[j] = ld(s + 16 * j);
+        if (plain) continue;
         if (a.soft_cap != 0.0f) v[j] = mul(bc(a.soft_cap), tanh_(div(v[j], bc(a.soft_cap))));
         F index = add(ld(kIota), bc((float)(16 * j)));
         if (a.slopes) v[j] = fma_(bc(slope), add(index, bc((float)distance)), v[j]);
         if (lo > 0) v[j] = sel_lt(index, bc((float)lo), lowest, v[j]);
         if (hi < kKeys) v[j] = sel_lt(index, bc((float)hi), v[j], lowest);
-    }
-    if (state[1] < 0.0f) state[1] = 0.0f;
-    float top = hmax(max_(max_(v[0], v[1]), max_(v[2], v[3])));
-    top = state[0] > top ? state[0] : top;
-    for (int j = 0; j < 4; ++j) {
-        v[j] = exp_(sub(v[j], bc(top)));
         st(s + 16 * j, v[j]);
     }
-    float factor = exp1(state[0] - top);
-    state[0] = top;
+    if (state[1] < 0.0f) state[1] = 0.0f;
+    const float before = state[0], top = hmax(max_(max_(v[0], v[1]), max_(v[2], v[3])));
+    state[0] = before > top ? before : top;
+    return before - state[0];
+}
+
+// Turns a row's scores into weights, and adds them to the sum so far times `factor`.
+inline void soften(float *s, float *state, float factor) {
+    F v[4];
+    const F top = bc(state[0]);
+    for (int j = 0; j < 4; ++j) {
+        v[j] = exp_below(sub(ld(s + 16 * j), top));
+        st(s + 16 * j, v[j]);
+    }
     state[1] = fma1(state[1], factor, hsum(add(add(v[0], v[1]), add(v[2], v[3]))));
-    return factor;
+}
+
+// Calls f(first row, rows) for tiles of nearly equal height in which some row sees a key.
+template <typename Function> inline void tiles(i64 rows, const int32_t *lo, const int32_t *hi, Function f) {
+    for (i64 r0 = 0, n; r0 < rows; r0 += n) {
+        const i64 left = (rows - r0 + kTileRows - 1) / kTileRows;
+        n = (rows - r0 + left - 1) / left;
+        bool any = false;
+        for (i64 r = r0; r < r0 + n; ++r) any = any || lo[r] < hi[r];
+        if (any) f(r0, n);
+    }
 }
 
 void attend(const Attention &a, const Query *queries, i64 count, const float *q, i64 q_stride, i64 kv_head,
@@ -483,42 +555,35 @@ void attend(const Attention &a, const Query *queries, i64 count, const float *q,
             if (lo[r] < hi[r]) begin = least(begin, lo[r]), end = most(end, hi[r]);
         }
         if (begin >= end) continue;
-        const float *kb, *vb;
-        if (a.k_f16) {
-            from_f16((const uint16_t *)k + block * a.key_dim * kKeys, ks, a.key_dim * kKeys);
+        const float *kb = (const float *)k + block * a.key_dim * kKeys;
+        const float *vb = (const float *)v + block * kKeys * a.value_stride;
+        if (a.k_held != kHeldF32) {
+            read_keys(a.k_held, (const uint8_t *)k + block * kKeys * held_bytes(a.k_held, a.key_dim), a.key_dim, ks);
             kb = ks;
-        } else {
-            kb = (const float *)k + block * a.key_dim * kKeys;
         }
-        if (a.v_f16) {
-            const uint16_t *from = (const uint16_t *)v + (block * kKeys + begin) * a.value_stride;
-            from_f16(from, vs + begin * a.value_stride, (end - begin) * a.value_stride);
+        if (a.v_held != kHeldF32) {
+            read_values(a.v_held, v, block * kKeys + begin, block * kKeys + end, a.value_stride,
+                        vs + begin * a.value_stride);
             vb = vs;
-        } else {
-            vb = (const float *)v + block * kKeys * a.value_stride;
         }
-        for (i64 r0 = 0; r0 < rows; r0 += kTileRows) {
-            const i64 n = least(kTileRows, rows - r0);
-            bool any = false;
-            for (i64 r = r0; r < r0 + n; ++r) any = any || lo[r] < hi[r];
-            if (!any) continue;
-            scores_rest<kTileRows>(n, qs + r0 * a.key_dim, kb, a.key_dim, p + r0 * kKeys);
-            for (i64 r = r0; r < r0 + n; ++r) {
-                factor[r] = 1.0f;
-                if (lo[r] >= hi[r]) continue;
-                float slope = a.slopes ? a.slopes[kv_head * group + r % group] : 0.0f;
-                factor[r] = soften(a, p + r * kKeys, part + r * size, lo[r], hi[r], slope,
-                                   base - queries[r / group].position);
-            }
-            float *acc = part + r0 * size + 16;
-            i64 d = 0;
-            for (; d + 16 * kTileVectors <= a.value_stride; d += 16 * kTileVectors)
-                values_rest<kTileRows, kTileVectors>(n, p + r0 * kKeys, vb + d, a.value_stride, factor + r0, lo + r0,
-                                                     hi + r0, acc + d, size);
-            for (; d < a.value_stride; d += 16)
-                values_rest<kTileRows, 1>(n, p + r0 * kKeys, vb + d, a.value_stride, factor + r0, lo + r0, hi + r0,
-                                          acc + d, size);
+        // First all scores, then all values: 64 keys or values stay in the nearest cache meanwhile.
+        tiles(rows, lo, hi, [&](i64 r, i64 n) {
+            scores_rest<kTileRows>(n, qs + r * a.key_dim, kb, a.key_dim, p + r * kKeys);
+        });
+        for (i64 r = 0; r < rows; ++r) {
+            factor[r] = 0.0f;
+            if (lo[r] >= hi[r]) continue;
+            float slope = a.slopes ? a.slopes[kv_head * group + r % group] : 0.0f;
+            factor[r] = mask(a, p + r * kKeys, part + r * size, lo[r], hi[r], slope,
+                             base - queries[r / group].position);
         }
+        map1(factor, factor, rows, [](F x) { return exp_below(x); }); // of 16 rows at once
+        for (i64 r = 0; r < rows; ++r)
+            if (lo[r] < hi[r]) soften(p + r * kKeys, part + r * size, factor[r]);
+        tiles(rows, lo, hi, [&](i64 r, i64 n) {
+            values_rest<kTileRows>(n, p + r * kKeys, vb, a.value_stride, factor + r, lo + r, hi + r,
+                                   part + r * size + 16, size);
+        });
     }
     for (i64 r = 0; r < rows; ++r) merge(a, part + r * size, state + r * size);
 }

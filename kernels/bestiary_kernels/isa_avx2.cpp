@@ -6,5 +6,5 @@
 #include "quantized_avx2.h"
 
 namespace bestiary {
-const Table table_avx2 = BESTIARY_TABLE("avx2", 24);
+const Table table_avx2 = BESTIARY_TABLE("avx2", 48);
 }

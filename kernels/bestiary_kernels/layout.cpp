@@ -407,29 +407,30 @@ void unpack_row(const Matrix &m, i64 row, float *out) {
 }
 
 // The rounding of the format's own reference: away from zero at halves.
+uint16_t quantize_block(const float *x, i64 count, int8_t *codes) {
+    int32_t top = 0;
+    for (i64 i = 0; i < count; ++i) {
+        int32_t bits;
+        std::memcpy(&bits, x + i, 4);
+        bits &= 0x7FFFFFFF;
+        top = bits > top ? bits : top;
+    }
+    float amax;
+    std::memcpy(&amax, &top, 4);
+    const float d = amax / 127.0f, inverse = d == 0.0f ? 0.0f : 1.0f / d;
+    const bool expressible = inverse > 0.0f && inverse <= 3.4028234663852886e38f; // else zeros, or no finite numbers
+    for (i64 i = 0; i < count; ++i) {
+        const float y = expressible ? x[i] * inverse : 0.0f, a = std::fabs(y);
+        const int floor = (int)a, rounded = floor + (int)(2.0f * (a - (float)floor));
+        codes[i] = (int8_t)(y < 0.0f ? -rounded : rounded);
+    }
+    return f32_to_f16(d);
+}
+
 void quantize_q8_0(const float *x, i64 blocks, uint8_t *out) {
     for (i64 b = 0; b < blocks; ++b, x += 32, out += 34) {
-        int32_t top = 0;
-        for (int i = 0; i < 32; ++i) {
-            int32_t bits;
-            std::memcpy(&bits, x + i, 4);
-            bits &= 0x7FFFFFFF;
-            top = bits > top ? bits : top;
-        }
-        float amax;
-        std::memcpy(&amax, &top, 4);
-        const float d = amax / 127.0f, inverse = d == 0.0f ? 0.0f : 1.0f / d;
-        const uint16_t half = f32_to_f16(d);
-        std::memcpy(out, &half, 2);
-        if (!(inverse > 0.0f && inverse <= 3.4028234663852886e38f)) { // zeros, or no number that codes could express
-            std::memset(out + 2, 0, 32);
-            continue;
-        }
-        for (int i = 0; i < 32; ++i) {
-            const float y = x[i] * inverse, a = std::fabs(y);
-            const int floor = (int)a, rounded = floor + (int)(2.0f * (a - (float)floor));
-            out[2 + i] = (uint8_t)(int8_t)(y < 0.0f ? -rounded : rounded);
-        }
+        const uint16_t scale = quantize_block(x, 32, reinterpret_cast<int8_t *>(out + 2));
+        std::memcpy(out, &scale, 2);
     }
 }
 

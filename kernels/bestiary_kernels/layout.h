@@ -73,6 +73,8 @@ void pack_rows(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 s
 // One row of a packed matrix as numbers.
 void unpack_row(const Matrix &m, i64 row, float *out);
 
+// One block of q8_0: `count` signed bytes, at most 32, and their scale as f16. Halves are rounded away from zero.
+uint16_t quantize_block(const float *x, i64 count, int8_t *codes);
 // Quantizers: rows in whole blocks of 32.
 void quantize_q8_0(const float *x, i64 blocks, uint8_t *out);
 void quantize_q4_0(const float *x, i64 blocks, uint8_t *out);

@@ -333,22 +333,48 @@ void Program::store(const Step &s) {
             const i64 place = place_[(size_t)t], in = place % kSegment;
             uint8_t *segment = cache_->segment(sequence_of_[(size_t)t], place / kSegment);
             for (i64 h = 0; h < l.kv_heads; ++h) {
-                const float *k = at(s.a, t) + h * l.key_dim, *v = at(s.b, t) + h * l.value_dim;
-                uint8_t *ko = segment + l.k_at + (size_t)h * l.k_bytes, *vo = segment + l.v_at + (size_t)h * l.v_bytes;
-                const i64 first = in / kKeys * l.key_dim * kKeys + in % kKeys;
-                if (l.k_f16) {
-                    table_->to_f16(k, halves, l.key_dim);
-                    uint16_t *o = reinterpret_cast<uint16_t *>(ko) + first;
-                    for (i64 d = 0; d < l.key_dim; ++d) o[d * kKeys] = halves[d];
-                } else {
-                    float *o = reinterpret_cast<float *>(ko) + first;
-                    for (i64 d = 0; d < l.key_dim; ++d) o[d * kKeys] = k[d];
-                }
-                if (l.v_f16) table_->to_f16(v, reinterpret_cast<uint16_t *>(vo) + in * l.value_stride, l.value_dim);
-                else std::memcpy(reinterpret_cast<float *>(vo) + in * l.value_stride, v, (size_t)l.value_dim * 4);
+                uint8_t *k = segment + l.k_at + (size_t)h * l.k_bytes, *v = segment + l.v_at + (size_t)h * l.v_bytes;
+                k += in / kKeys * kKeys * held_bytes(l.k_held, l.key_dim);
+                store_key(l, at(s.a, t) + h * l.key_dim, k, in % kKeys, halves);
+                store_value(l, at(s.b, t) + h * l.value_dim, v, in);
             }
         }
     });
+}
+
+// One head's key into lane `lane` of a block of 64.
+void Program::store_key(const CacheLayer &l, const float *k, uint8_t *block, i64 lane, uint16_t *halves) const {
+    if (l.k_held == kHeldF16) {
+        uint16_t *o = reinterpret_cast<uint16_t *>(block) + lane;
+        table_->to_f16(k, halves, l.key_dim);
+        for (i64 d = 0; d < l.key_dim; ++d) o[d * kKeys] = halves[d];
+    } else if (l.k_held == kHeldQ8) {
+        int8_t *o = reinterpret_cast<int8_t *>(block) + lane, codes[kBlock];
+        uint16_t *scales = reinterpret_cast<uint16_t *>(block + l.key_dim * kKeys) + lane;
+        for (i64 d = 0; d < l.key_dim; d += kBlock, scales += kKeys) {
+            const i64 count = std::min(kBlock, l.key_dim - d);
+            *scales = quantize_block(k + d, count, codes);
+            for (i64 i = 0; i < count; ++i) o[(d + i) * kKeys] = codes[i];
+        }
+    } else {
+        float *o = reinterpret_cast<float *>(block) + lane;
+        for (i64 d = 0; d < l.key_dim; ++d) o[d * kKeys] = k[d];
+    }
+}
+
+// One head's value into row `row` of its segment.
+void Program::store_value(const CacheLayer &l, const float *v, uint8_t *segment, i64 row) const {
+    if (l.v_held == kHeldF16) {
+        table_->to_f16(v, reinterpret_cast<uint16_t *>(segment) + row * l.value_stride, l.value_dim);
+    } else if (l.v_held == kHeldQ8) {
+        int8_t *codes = reinterpret_cast<int8_t *>(segment) + row * l.value_stride;
+        uint16_t *scales = reinterpret_cast<uint16_t *>(segment + kSegment * l.value_stride) +
+                           row * scale_count(l.value_stride);
+        for (i64 d = 0; d < l.value_dim; d += kBlock)
+            *scales++ = quantize_block(v + d, std::min(kBlock, l.value_dim - d), codes + d);
+    } else {
+        std::memcpy(reinterpret_cast<float *>(segment) + row * l.value_stride, v, (size_t)l.value_dim * 4);
+    }
 }
 
 void Program::attend(const Step &s) {

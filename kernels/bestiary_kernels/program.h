@@ -108,6 +108,8 @@ class Program {
     void quantize(const Step &s, i64 rows);
     void linear(const Step &s, i64 rows);
     void store(const Step &s);
+    void store_key(const CacheLayer &l, const float *k, uint8_t *block, i64 lane, uint16_t *halves) const;
+    void store_value(const CacheLayer &l, const float *v, uint8_t *segment, i64 row) const;
     void attend(const Step &s);
     void route(const Step &s, i64 rows);
     void experts(const Step &s, i64 rows);

@@ -23,6 +23,9 @@ constexpr i64 kSegment = 256; // positions after which attention may be split
 // Codes of up to 4 bits, of 5, of up to 8, of up to 4 bits that are places in a codebook; then plain numbers.
 enum Kind : int32_t { kNibble = 0, kFive = 1, kByte = 2, kBook = 3, kF32 = 4, kF16 = 5, kBF16 = 6 };
 
+// How keys and values are held: as numbers, or as signed bytes of which up to 32 of a head share an f16 scale.
+enum Held : int32_t { kHeldF32 = 0, kHeldF16 = 1, kHeldQ8 = 2 };
+
 // A packed weight; docs/kernels.md has the byte offsets.
 struct Matrix {
     uint8_t *data;
@@ -79,7 +82,7 @@ struct Attention {
     float scale, soft_cap;
     i64 window;          // 0: none
     const float *slopes; // of all heads, or null
-    bool k_f16, v_f16;
+    Held k_held, v_held;
 };
 
 // A token whose query is asked for: where its row is, its position in the cache, and how many keys it may see.
@@ -119,8 +122,9 @@ struct Table {
     void (*from_f16)(const uint16_t *x, float *out, i64 n);
 
     // Attention of `count` queries over one segment of 256 positions that begins at `first`. k: [4][key_dim][64],
-    // v: [256][value_stride]. States: per row (query x head of the group) maximum, sum, and value_stride values; rows
-    // that saw no key yet have sum < 0. The segment is merged into the state.
+    // v: [256][value_stride]; with q8_0 the scales of 64 keys, [key_dim / 32][64], stand behind their codes, those of
+    // the values, [256][value_stride / 32], behind all codes. States: per row (query x head of the group) maximum, sum,
+    // and value_stride values; rows that saw no key yet have sum < 0. The segment is merged into the state.
     void (*attend)(const Attention &a, const Query *queries, i64 count, const float *q, i64 q_stride, i64 kv_head,
                    const void *k, const void *v, i64 first, float *state, uint8_t *scratch);
     i64 (*attend_scratch)(const Attention &a, i64 rows);
@@ -132,6 +136,11 @@ struct Table {
 
 BESTIARY_INLINE i64 state_size(const Attention &a) { return 16 + a.value_stride; }
 BESTIARY_INLINE i64 round_up(i64 n, i64 to) { return (n + to - 1) / to * to; }
+BESTIARY_INLINE i64 scale_count(i64 dim) { return (dim + kBlock - 1) / kBlock; } // the last block may be shorter
+// What `dim` columns of a key or value take.
+BESTIARY_INLINE i64 held_bytes(Held held, i64 dim) {
+    return held == kHeldQ8 ? dim + 2 * scale_count(dim) : dim * (held == kHeldF16 ? 2 : 4);
+}
 
 extern const Table table_scalar;
 #if defined(BESTIARY_X86)

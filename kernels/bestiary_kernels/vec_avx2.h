@@ -9,7 +9,7 @@ namespace {
 
 struct F { __m256 a, b; };
 struct I { __m256i a, b; };
-constexpr int kTileTokens = 3, kTileVectors = 2, kTileRows = 2;
+constexpr int kTileTokens = 3, kTileVectors = 1, kTileRows = 4;
 
 alignas(64) const int32_t kTail[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
 inline I tail(int64_t n) {
@@ -77,6 +77,14 @@ inline int32_t hsumi(I x) {
 inline F ld_f16(const uint16_t *p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
             _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)))};
+}
+inline F bc_f16(const uint16_t *p) {
+    __m256 v = _mm256_cvtph_ps(_mm_set1_epi16((short)*p));
+    return {v, v};
+}
+inline F ld_i8(const int8_t *p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))))};
 }
 inline void st_f16(uint16_t *p, F x) {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x.a, 0));

@@ -52,6 +52,10 @@ inline float hmax(F x) {
 inline int32_t hmaxi(I x) { return _mm512_reduce_max_epi32(x); }
 inline int32_t hsumi(I x) { return _mm512_reduce_add_epi32(x); }
 inline F ld_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+inline F bc_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_set1_epi16((short)*p)); }
+inline F ld_i8(const int8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
 inline void st_f16(uint16_t *p, F x) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, 0)); }
 inline F ld_bf16(const uint16_t *p) {
     return as_f(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));

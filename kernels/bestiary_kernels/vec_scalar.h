@@ -91,6 +91,8 @@ inline uint16_t f32_to_f16(float x) {
     return (uint16_t)(sign | ((r >> 13) - (112u << 10)));
 }
 inline F ld_f16(const uint16_t *p) { F r; EACH r.v[i] = f16_to_f32(p[i]); return r; }
+inline F bc_f16(const uint16_t *p) { return bc(f16_to_f32(*p)); }
+inline F ld_i8(const int8_t *p) { F r; EACH r.v[i] = (float)p[i]; return r; }
 inline void st_f16(uint16_t *p, F a) { EACH p[i] = f32_to_f16(a.v[i]); }
 inline F ld_bf16(const uint16_t *p) {
     I r;

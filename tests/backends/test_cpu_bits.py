@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from bestiary.backend import Batch
 from bestiary.quantizer import Quantizer
 from bestiary_plugins import bestiary_quantizers
-from bestiary_plugins.backends.cpu import CpuBackend
+from bestiary_plugins.backends.cpu import CACHE_TYPES, CpuBackend
 
 if TYPE_CHECKING:
     from tests.backends.conftest import Lab
@@ -22,6 +23,7 @@ FAST = ISAS[-1]
 
 each_quantizer = pytest.mark.parametrize("quantizer", QUANTIZERS, ids=lambda quantizer: str(quantizer.name))
 each_isa = pytest.mark.parametrize("isa", ISAS)
+each_cache = pytest.mark.parametrize("types", list(itertools.product(CACHE_TYPES, CACHE_TYPES)), ids="-".join)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -42,7 +44,7 @@ def test_decode_one_by_one_equals_prefill(lab: Lab, quantizer: Quantizer, isa: s
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize("types", [("f32", "f32"), ("f16", "f16"), ("f16", "f32")], ids="-".join)
+@each_cache
 def test_a_prompt_in_odd_pieces_gives_the_same_bits(lab: Lab, variant: dict[str, Any], types: tuple[str, str]) -> None:
     graph = lab.llama(**variant)
     limits = lab.limits(cache_type_k=types[0], cache_type_v=types[1])
@@ -69,12 +71,14 @@ def test_the_number_of_threads_does_not_change_a_bit(lab: Lab, quantizer: Quanti
         np.testing.assert_array_equal(other, results[0])
 
 
-def test_attention_over_several_segments_does_not_depend_on_threads_or_pieces(lab: Lab) -> None:
+@pytest.mark.parametrize("type_", CACHE_TYPES)
+def test_attention_over_several_segments_does_not_depend_on_threads_or_pieces(lab: Lab, type_: str) -> None:
     graph = lab.llama(hidden=64, ffn=96, heads=4, kv_heads=2, layers=1)
     tensors, ids = lab.weights(graph, QUANTIZERS[0]), lab.ids(700)
     whole = None
     for threads in (1, 2, 5):
-        plan = CpuBackend(FAST).compile(graph, tensors, lab.limits(threads=threads))
+        plan = CpuBackend(FAST).compile(graph, tensors, lab.limits(threads=threads, cache_type_k=type_,
+                                                                   cache_type_v=type_))
         for sizes in ([700], [255, 2, 300, 1], [690, 1]):
             got = lab.in_pieces(plan, ids, sizes)
             whole = got if whole is None else whole
@@ -117,6 +121,37 @@ def test_every_isa_gives_the_bits_of_scalar(lab: Lab, quantizer: Quantizer, isa:
     expected, got = (lab.prefill(CpuBackend(name).compile(graph, tensors, lab.limits()), ids)
                      for name in ("scalar", isa))
     np.testing.assert_array_equal(got, expected)
+
+
+@each_cache
+@pytest.mark.parametrize("isa", ISAS[1:])
+@pytest.mark.parametrize("heads", [(1, 1, 70), (5, 5, 16), (12, 2, 40)], ids=str)
+def test_every_isa_attends_alike_whatever_holds_the_keys_and_values(
+        lab: Lab, types: tuple[str, str], isa: str, heads: tuple[int, int, int]) -> None:
+    """Heads of 70, 16 and 40 columns: 32 divides none of them. Groups of 1 and 6 heads, over more than a segment."""
+    count, kv_heads, head_dim = heads
+    graph = lab.llama(layers=1, heads=count, kv_heads=kv_heads, head_dim=head_dim, attention={"window": 130})
+    tensors, ids = lab.weights(graph, QUANTIZERS[0]), lab.ids(300)
+    limits = lab.limits(cache_type_k=types[0], cache_type_v=types[1])
+    expected = lab.prefill(CpuBackend("scalar").compile(graph, tensors, limits), ids)
+    plan = CpuBackend(isa).compile(graph, tensors, limits)
+    assert np.isfinite(expected).all()
+    np.testing.assert_array_equal(lab.in_pieces(plan, ids, [290, 1]), expected)
+
+
+@each_cache
+def test_a_cache_that_was_copied_and_truncated_goes_on_with_the_same_bits(lab: Lab, types: tuple[str, str]) -> None:
+    graph = lab.llama(layers=1, head_dim=40)
+    limits = lab.limits(cache_type_k=types[0], cache_type_v=types[1])
+    plan = CpuBackend(FAST).compile(graph, lab.weights(graph, QUANTIZERS[0]), limits)
+    ids = lab.ids(300)
+    whole, cache = lab.prefill(plan, ids), plan.new_cache()
+    plan.forward(lab.batch(ids[:290]), cache)
+    plan.forward(lab.batch(ids[::-1], sequence=1), cache)
+    cache.copy(0, 1, 270)
+    cache.truncate(0, 100)
+    np.testing.assert_array_equal(plan.forward(lab.batch(ids[270:], 270, sequence=1), cache), whole[270:])
+    np.testing.assert_array_equal(plan.forward(lab.batch(ids[100:], 100), cache), whole[100:])
 
 
 def test_only_the_wanted_tokens_are_computed_and_they_are_the_same(lab: Lab) -> None:

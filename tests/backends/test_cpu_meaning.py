@@ -51,6 +51,53 @@ def test_f32_weights_agree_with_the_reference(lab: Lab, isa: str, variant: dict[
     assert np.abs(got - expected).max() <= 5e-6 * np.ptp(expected)
 
 
+@each_isa
+@pytest.mark.parametrize("types", [("q8_0", "q8_0"), ("q8_0", "f32"), ("f32", "q8_0"), ("f16", "q8_0")], ids="-".join)
+@pytest.mark.parametrize("variant", [
+    {}, {"head_dim": 64}, {"heads": 7, "kv_heads": 1, "head_dim": 20}, {"head_dim": 40, "attention": {"window": 9}},
+    {"attention": {"slopes": (0.5, 0.25, 0.1, 0.05, 0.02, 0.01)}}, {"attention": {"soft_cap": 3.0, "scale": 0.4}},
+    {"attention": {"mask": "prefix"}}], ids=str)
+def test_a_cache_of_bytes_is_the_reference_s(lab: Lab, isa: str, types: tuple[str, str],
+                                             variant: dict[str, Any]) -> None:
+    """The same blocks, but where what is rounded differs in its last bits. And near what an f32 cache gives."""
+    graph = lab.llama(**({"layers": 1} | variant))
+    tensors, ids = lab.weights(graph, QUANTIZERS["f32"]), lab.ids(90)
+    exact = lab.limits(cache_type_k="f32", cache_type_v="f32")
+    limits = lab.limits(cache_type_k=types[0], cache_type_v=types[1])
+    prefixes = {0: 70} if variant.get("attention", {}).get("mask") else None
+    wanted, reference, got = (
+        plan.forward(lab.batch(ids, prefixes=prefixes), plan.new_cache()) for plan in (
+            NumpyBackend().compile(graph, tensors, exact), NumpyBackend().compile(graph, tensors, limits),
+            CpuBackend(isa).compile(graph, tensors, limits)))
+    spread = np.ptp(wanted)
+    assert np.abs(got - reference).max() <= 1e-3 * spread
+    assert 1e-5 * spread < np.sqrt(np.mean((got - wanted) ** 2)) <= 4e-3 * spread
+
+
+@each_isa
+def test_keys_and_values_of_a_cache_of_bytes_are_the_quantizer_s_to_the_bit(lab: Lab, isa: str) -> None:
+    """One token attends to itself: its value comes back as q8_0 holds it."""
+    random = np.random.default_rng(3)
+    rows = random.standard_normal((30, 3 * 70)).astype(np.float32) * np.float32(10) ** random.integers(-9, 4, (30, 1))
+    rows[3], rows[4, :50] = 0, 0
+
+    def attention(g: Any, x: Any) -> Any:
+        return g.attention(g.slice(x, 0, 70), g.slice(x, 70, 140), g.slice(x, 140, 210), 1, 1)
+
+    def layer(g: Any, x: Any) -> Any:
+        for _ in g.layers(1):
+            y = attention(g, x)
+        return y
+
+    graph, tensors = lab.function(layer, rows)
+    limits = lab.limits(cache_type_k="q8_0", cache_type_v="q8_0")
+    plan = CpuBackend(isa).compile(graph, tensors, limits)
+    got = np.concatenate([plan.forward(lab.batch([i]), plan.new_cache()) for i in range(30)])
+    values = np.pad(rows[:, 140:], ((0, 0), (0, 26)))
+    encoding = QUANTIZERS["q8_0"].encoding
+    np.testing.assert_array_equal(got, encoding.decode(QUANTIZERS["q8_0"].quantize(values), 96)[:, :70])
+
+
 @pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
 def test_every_encoding_agrees_with_the_reference(lab: Lab, quantizer: Quantizer) -> None:
     """Quantized weights meet activations of 8 bits, in tiny rows: 3 % of the spread (test_products.py has the exact

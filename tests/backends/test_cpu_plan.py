@@ -67,8 +67,8 @@ def test_bad_batches_are_refused(lab: Lab, plan: CpuPlan) -> None:
 def test_what_the_backend_cannot_run_is_refused_by_name(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = lab.llama()
     tensors = lab.weights(graph, QUANTIZERS["f32"])
-    with pytest.raises(BestiaryError, match="unknown cache type 'q8_0'; the cpu backend knows: f32, f16"):
-        CpuBackend().compile(graph, tensors, lab.limits(cache_type_k="q8_0"))
+    with pytest.raises(BestiaryError, match="unknown cache type 'q4_1'; the cpu backend knows: f32, f16, q8_0"):
+        CpuBackend().compile(graph, tensors, lab.limits(cache_type_k="q4_1"))
     with pytest.raises(BestiaryError, match="'sse9' does not run here; these do: scalar"):
         CpuBackend("sse9").compile(graph, tensors, lab.limits())
     monkeypatch.setenv("BESTIARY_ISA", "mmx")

@@ -132,12 +132,13 @@ def test_hidden_states_are_what_the_output_matrix_is_applied_to() -> None:
     np.testing.assert_allclose(hidden @ embed.T, made.forward(batch(IDS), made.new_cache()), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["f16", "f32"])
-def test_a_cache_in_f16_takes_half_the_memory_and_changes_little(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["q8_0", "f16", "f32"])
+def test_a_cache_of_fewer_bits_takes_less_memory_and_changes_little(kind: str) -> None:
     made = plan(cache_type_k=kind, cache_type_v=kind)
     cache = made.new_cache()
     logits = made.forward(batch(IDS), cache)
-    assert cache.nbytes == 2 * 2 * WIDTH * len(IDS) * {"f16": 2, "f32": 4}[kind]
+    # Heads of 4 columns: of q8_0, 4 bytes and their scale.
+    assert cache.nbytes == 2 * 2 * WIDTH * len(IDS) * {"q8_0": 1.5, "f16": 2, "f32": 4}[kind]
     exact = plan().forward(batch(IDS), plan().new_cache())
     np.testing.assert_allclose(logits, exact, atol=0.0 if kind == "f32" else 0.05)
 

@@ -116,8 +116,8 @@ def test_programs_check_every_slot() -> None:
         lambda: program.gather(x, y),
         lambda: program.embed_rows(y, layout(), np.zeros((5, 36), np.uint8), False),
         lambda: program.embed_rows(x, layout(), np.zeros((5, 35), np.uint8), False),
-        lambda: program.attention(x, x, x, x, 3, 1, 1.0, 0.0, 0, (), True, True),
-        lambda: program.attention(x, x, x, x, 0, 0, 1.0, 0.0, 0, (), True, True),
+        lambda: program.attention(x, x, x, x, 3, 1, 1.0, 0.0, 0, (), "f16", "f16"),
+        lambda: program.attention(x, x, x, x, 0, 0, 1.0, 0.0, 0, (), "f16", "f16"),
         lambda: program.attention(x, x, x, x, 4, 4, 1.0, 0.0, 0, (1.0,), True, True),
         lambda: program.run(0, 1),
         lambda: program.run(0, 0),
@@ -174,7 +174,7 @@ def test_steps_and_slots_agree_on_whose_rows_they_have() -> None:
         lambda: program.embed_matrix(tail, matrix, False),
         lambda: program.rope(full, tail, 0, 64, 0),
         lambda: program.rope(tail, full, 0, 64, 0),
-        *(lambda slots=slots: program.attention(*slots, 1, 1, 1.0, 0.0, 0, (), True, True)
+        *(lambda slots=slots: program.attention(*slots, 1, 1, 1.0, 0.0, 0, (), "f16", "f16")
           for slots in ((tail, full, full, full), (full, tail, full, full), (full, full, tail, full),
                         (full, full, full, tail))),
     ]
@@ -203,8 +203,8 @@ class Forward:
         rows = np.arange(640, dtype=np.float32).reshape(10, 64).view(np.uint8)
         self.program.embed_rows(x, kernels.Layout("f32", 64, 256), rows, False)
         self.program.norm("rms_norm", x, x, weight, None, 1e-5, 64, False)
-        self.program.attention(x, x, x, y, 1, 1, 1.0, 0.0, 0, (), False, False)
-        self.slot, self.cache = y, kernels.Cache(self.program, 2, context, False, False)
+        self.program.attention(x, x, x, y, 1, 1, 1.0, 0.0, 0, (), "f32", "f32")
+        self.slot, self.cache = y, kernels.Cache(self.program, 2, context, "f32", "f32")
 
     def begin(self, tokens: int, cache: Any = None) -> None:
         zeros = np.zeros(tokens, np.int32)
@@ -256,7 +256,7 @@ def test_a_cache_lives_as_long_as_its_forward() -> None:
     forward = Forward()
     forward.begin(600)
     expected = forward.run()
-    forward.begin(600, kernels.Cache(forward.program, 2, 1000, False, False))
+    forward.begin(600, kernels.Cache(forward.program, 2, 1000, "f32", "f32"))
     gc.collect()
     np.testing.assert_array_equal(forward.run(), expected)
     forward.program.commit()
@@ -305,7 +305,7 @@ def test_objects_are_made_once_and_whole() -> None:
             kind.__new__(kind)
     made = layout()
     matrix, program = kernels.Matrix(made, 16), kernels.Program("scalar", 1, 1)
-    cache = kernels.Cache(program, 1, 10, False, False)
+    cache = kernels.Cache(program, 1, 10, "f32", "f32")
     for thing, given in ((made, ("f32", 1 << 20, 1 << 22)), (matrix, (made, 32)), (program, ("scalar", 2, 2)),
                          (cache, (program, 2, 20, False, False))):
         with pytest.raises(TypeError, match="made already"):
@@ -354,7 +354,7 @@ few.begin(600); assert np.array_equal(few.run(), expected)
 many = kernels.Program("scalar", 1000, 1000)
 x = many.slot(64, False)
 many.embed_rows(x, kernels.Layout("f32", 64, 256), np.zeros((10, 256), np.uint8), False)
-cache = kernels.Cache(many, 1, 100, False, False)
+cache = kernels.Cache(many, 1, 100, "f32", "f32")
 zeros = np.zeros(50, np.int32)
 many.begin(cache, zeros, zeros[None], zeros, zeros, None)
 many.run(0, 1)

@@ -110,7 +110,7 @@ def test_a_forward_reads_and_writes_only_what_it_was_given(isa: str, fenced: Fen
     program.norm("layer_norm", x, normed, vector, vector, 1e-5, columns, False)
     program.linear(normed, [(matrix, fenced(np.zeros(rows, np.float32)), y)], False)
     ids = fenced(np.arange(tokens, dtype=np.int32))
-    program.begin(kernels.Cache(program, 1, 8, False, False), ids, fenced(ids[None]), fenced(ids * 0), ids, None)
+    program.begin(kernels.Cache(program, 1, 8, "f32", "f32"), ids, fenced(ids[None]), fenced(ids * 0), ids, None)
     program.run(0, program.steps)
     out = fenced(np.zeros((tokens, rows), np.float32))
     program.read(y, out)

@@ -33,8 +33,8 @@ def bench(
     batch: options.BatchSize = 512,
     type: options.Type = None,
     backend: options.Backend = None,
-    cache_type_k: Annotated[str | None, typer.Option("-ctk", "--cache-type-k", metavar="TYPE")] = None,
-    cache_type_v: Annotated[str | None, typer.Option("-ctv", "--cache-type-v", metavar="TYPE")] = None,
+    cache_type_k: options.CacheTypeK = None,
+    cache_type_v: options.CacheTypeV = None,
     plot: Annotated[Path | None, typer.Option(
         "--plot", metavar="FILE.png|svg",
         help="Draw tokens/s over threads (by default 1, 2, 4 ... and all) and over the prompt's length.")] = None,

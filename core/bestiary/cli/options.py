@@ -74,7 +74,7 @@ Samplers = Annotated[str | None, typer.Option(
     "--samplers", metavar="NAMES", help='The chain: "penalties;top_k;top_p;min_p;temperature".')]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Never end by itself.")]
 CacheTypeK = Annotated[str | None, typer.Option(
-    "-ctk", "--cache-type-k", metavar="TYPE", help="Type of the cached keys: f16; f32 for f32 models.")]
+    "-ctk", "--cache-type-k", metavar="TYPE", help="Type of the cached keys: f32, f16, q8_0.")]
 CacheTypeV = Annotated[str | None, typer.Option(
     "-ctv", "--cache-type-v", metavar="TYPE", help="Type of the cached values.")]
 ChatTemplate = Annotated[str | None, typer.Option(

@@ -30,15 +30,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bestiary")
 
-CACHE_TYPES = ("f32", "f16")
-"""Encodings of keys and values. What exceeds f16 becomes infinite."""
+CACHE_TYPES = ("f32", "f16", "q8_0")
+"""Encodings of keys and values. What exceeds f16 becomes infinite there; q8_0 rounds 32 columns of a head together."""
 
 
-def _cache_f16(limits: Limits) -> tuple[bool, bool]:
-    for name in (limits.cache_type_k, limits.cache_type_v):
+def _cache_types(limits: Limits) -> tuple[str, str]:
+    types = limits.cache_type_k, limits.cache_type_v
+    for name in types:
         if name not in CACHE_TYPES:
             raise BestiaryError(f"unknown cache type {name!r}; the cpu backend knows: {', '.join(CACHE_TYPES)}")
-    return limits.cache_type_k == "f16", limits.cache_type_v == "f16"
+    return types
 
 
 @contextmanager
@@ -111,8 +112,8 @@ class CpuPlan(Plan):
         from bestiary_kernels import Cache
 
         limits = limits or self.limits
-        kinds = _cache_f16(limits)
-        if kinds != _cache_f16(self.limits):
+        kinds = _cache_types(limits)
+        if kinds != _cache_types(self.limits):
             raise BestiaryError(f"a cache of {limits.cache_type_k} keys and {limits.cache_type_v} values; the plan was "
                                 f"compiled for {self.limits.cache_type_k} and {self.limits.cache_type_v}")
         with _in_words(f"for a cache of {limits.sequences} sequences"):
@@ -226,7 +227,7 @@ class CpuBackend(Backend):
         from bestiary_plugins.backends.cpu_pack import load
 
         refuse(graph)
-        kinds = _cache_f16(limits)
+        kinds = _cache_types(limits)
         threads = limits.threads or usable_threads()
         with _in_words("for the threads"):
             program = Program(self.isa(), threads, limits.threads_prefill or threads)

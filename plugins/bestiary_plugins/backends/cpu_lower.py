@@ -65,14 +65,14 @@ def refuse(graph: Graph) -> None:
         raise BestiaryError(f"masks {', '.join(sorted(masks))} in one graph; possible: causal or prefix")
 
 
-def lower(graph: Graph, weights: Weights, program: Program, cache_f16: tuple[bool, bool]) -> Lowered:
+def lower(graph: Graph, weights: Weights, program: Program, cache_types: tuple[str, str]) -> Lowered:
     """Adds the graph's steps to the program."""
-    return _Lowering(graph, weights, program, cache_f16).run()
+    return _Lowering(graph, weights, program, cache_types).run()
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, weights: Weights, program: Program, cache_f16: tuple[bool, bool]) -> None:
-        self.graph, self.weights, self.program, self.cache_f16 = graph, weights, program, cache_f16
+    def __init__(self, graph: Graph, weights: Weights, program: Program, cache_types: tuple[str, str]) -> None:
+        self.graph, self.weights, self.program, self.cache_types = graph, weights, program, cache_types
         self.nodes = graph.nodes
         self.last = max((i for i, node in enumerate(self.nodes) if node.op not in ROW_BY_ROW), default=-1)
         self.uses = Counter(i for node in self.nodes for i in node.inputs)
@@ -201,7 +201,7 @@ class _Lowering:
 
         def emit(slot: Callable[[Key], int]) -> None:
             self.program.attention(slot(q), slot(k), slot(v), slot(key), p["heads"], p["kv_heads"], p["scale"],
-                                   p["soft_cap"], p["window"], p["slopes"], *self.cache_f16)
+                                   p["soft_cap"], p["window"], p["slopes"], *self.cache_types)
 
         self._emit([q, k, v], [key], emit)
 

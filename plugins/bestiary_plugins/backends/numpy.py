@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,41 @@ from bestiary.graph import Graph, Node
 from bestiary.guard import calling
 from bestiary.named_function import operation
 from bestiary.tensor import Tensor
+from bestiary_plugins.encodings import Q8_0
+from bestiary_plugins.quantizers.q8_0 import reference as q8_0
 
 Floats = NDArray[np.float32]
 
-CACHE_TYPES: Mapping[str, type[np.floating[Any]]] = {"f32": np.float32, "f16": np.float16}
+
+@dataclass(frozen=True)
+class CacheType:
+    """store: (tokens, heads, columns) as they are kept. load: back to float32, of so many columns."""
+
+    store: Callable[[Floats], NDArray[Any]]
+    load: Callable[[NDArray[Any], int], Floats]
+
+
+def _store_q8_0(x: Floats) -> NDArray[np.uint8]:
+    """Blocks of 32 columns of a head; the last one is filled with zeros, and counts so many bytes less."""
+    columns = x.shape[-1]
+    rows = np.pad(x, ((0, 0), (0, 0), (0, -columns % 32))).reshape(-1, columns + -columns % 32)
+    return q8_0(rows).reshape(*x.shape[:2], -1)[:, :, :2 * -(-columns // 32) + columns]
+
+
+def _load_q8_0(blocks: NDArray[np.uint8], columns: int) -> Floats:
+    rows = np.pad(blocks, ((0, 0), (0, 0), (0, -columns % 32))).reshape(-1, Q8_0.row_bytes(columns + -columns % 32))
+    return Q8_0.decode(rows, columns + -columns % 32).reshape(*blocks.shape[:2], -1)[:, :, :columns]
+
+
+CACHE_TYPES: Mapping[str, CacheType] = {
+    "f32": CacheType(lambda x: x, lambda rows, _: rows),
+    "f16": CacheType(lambda x: x.astype(np.float16), lambda rows, _: rows.astype(np.float32)),
+    "q8_0": CacheType(_store_q8_0, _load_q8_0),
+}
 
 
 class NumpyCache(KVCache):
-    """Keys and values of a layer and sequence: two arrays, (tokens, width)."""
+    """Keys and values of a layer and sequence: two arrays, (tokens, heads, what a head's columns take)."""
 
     def __init__(self, limits: Limits) -> None:
         for name in (limits.cache_type_k, limits.cache_type_v):
@@ -57,12 +85,13 @@ class NumpyCache(KVCache):
         self.lengths[target] = length
 
     def append(self, layer: int, sequence: int, k: Floats, v: Floats) -> tuple[Floats, Floats]:
-        """Keys and values of the sequence including the new ones, as float32; kept once the forward is complete."""
-        new = k.astype(self.types[0]), v.astype(self.types[1])
+        """k, v: (tokens, heads, columns). Those of the sequence including the new ones, as float32; kept once the
+        forward is complete."""
+        new = self.types[0].store(k), self.types[1].store(v)
         old = self.rows.get((layer, sequence))
         both = new if old is None else (np.concatenate([old[0], new[0]]), np.concatenate([old[1], new[1]]))
         self.rows[layer, sequence] = both
-        return both[0].astype(np.float32), both[1].astype(np.float32)
+        return self.types[0].load(both[0], k.shape[-1]), self.types[1].load(both[1], v.shape[-1])
 
     @property
     def nbytes(self) -> int:
@@ -172,7 +201,8 @@ class Forward:
             raise BestiaryError("attention outside of a layer")
         out = np.empty((len(q), node.width), np.float32)
         for sequence, tokens in self.groups.items():
-            keys, values = self.cache.append(node.layer, sequence, k[tokens], v[tokens])
+            keys, values = self.cache.append(node.layer, sequence, *(
+                x[tokens].reshape(len(tokens), kv_heads, -1) for x in (k, v)))
             places, past = self.places[tokens], np.arange(len(keys))
             distance = past[None, :] - places[:, None]  # (tokens, past), 0 at the token itself
             seen = distance <= 0
@@ -182,8 +212,7 @@ class Forward:
                 prefix = (self.batch.prefixes or {}).get(sequence, 0)
                 seen |= (places[:, None] < prefix) & (past[None, :] < prefix)
             qh = q[tokens].reshape(len(tokens), heads, -1)
-            kh = np.repeat(keys.reshape(len(keys), kv_heads, -1), heads // kv_heads, axis=1)
-            vh = np.repeat(values.reshape(len(values), kv_heads, -1), heads // kv_heads, axis=1)
+            kh, vh = (np.repeat(x, heads // kv_heads, axis=1) for x in (keys, values))
             scores = np.einsum("thd,phd->htp", qh, kh) * np.float32(p["scale"])  # (heads, tokens, past)
             if cap:
                 scores = np.float32(cap) * np.tanh(scores / np.float32(cap))
