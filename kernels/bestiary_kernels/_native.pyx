@@ -650,14 +650,14 @@ cdef class Program:
         self.streams = max(self.streams, stream + 1)
         self._add(s)
 
-    def rope(self, int a, int out, int table, i64 head_dim, i64 start):
+    def rope(self, int a, int out, int table, i64 head_dim, i64 start, bint tail):
         cdef CStep s
         if table not in self.table_counts or head_dim < 1 or self._width(a) % head_dim or start < 0 \
                 or start > head_dim - self.table_counts[table]:
             raise ValueError(f"rope table {table} from column {start} of heads of {head_dim}")
-        self._need(a, self._width(a), False)
-        self._need(out, self._width(a), False)
-        s.op, s.a, s.out, s.width, s.table = kRope, a, out, self._width(a), table
+        self._need(a, self._width(a), tail)
+        self._need(out, self._width(a), tail)
+        s.op, s.a, s.out, s.width, s.table, s.tail = kRope, a, out, self._width(a), table, tail
         s.rope.heads, s.rope.head_dim, s.rope.start = self._width(a) // head_dim, head_dim, start
         s.rope.count, s.rope.halves = self.table_counts[table], self.table_halves[table]
         self._add(s)
@@ -756,9 +756,9 @@ cdef class Program:
         self._add(s)
 
     def attention(self, int q, int k, int v, int out, i64 heads, i64 kv_heads, float scale, float soft_cap, i64 window,
-                  slopes, str keys, str values):
-        """Two steps: keys and values go to the cache, as the types of CACHE_TYPES that are named, then the queries
-        attend. Returns the cache's layer."""
+                  slopes, str keys, str values, bint tail):
+        """Two steps: keys and values of all tokens go to the cache, as the types of CACHE_TYPES that are named, then the
+        queries attend, of all or of the wanted ones. Returns the cache's layer."""
         cdef CStep s
         cdef CCacheLayer layer
         if kv_heads < 1 or heads < kv_heads or heads % kv_heads or self._width(q) % heads \
@@ -767,9 +767,10 @@ cdef class Program:
             raise ValueError(f"attention of {heads} heads with {kv_heads} key heads")
         layer.kv_heads, layer.k_held, layer.v_held = kv_heads, _held(keys), _held(values)
         layer.key_dim, layer.value_dim = self._width(k) // kv_heads, self._width(v) // kv_heads
-        for slot in (q, k, v):
+        for slot in (k, v):
             self._need(slot, self._width(slot), False)
-        self._need(out, heads * layer.value_dim, False)
+        self._need(q, self._width(q), tail)
+        self._need(out, heads * layer.value_dim, tail)
         s.cache = self.program.get().add_cache_layer(layer)
         s.attention.heads, s.attention.kv_heads = heads, kv_heads
         s.attention.key_dim, s.attention.value_dim = layer.key_dim, layer.value_dim
@@ -780,7 +781,7 @@ cdef class Program:
         self._add(s)
         for slope in slopes:
             s.slopes.push_back(slope)
-        s.op, s.a, s.b, s.out, s.width = kAttend, q, q, out, self._width(q)
+        s.op, s.a, s.b, s.out, s.width, s.tail = kAttend, q, q, out, self._width(q), tail
         self._add(s)
         return s.cache
 

@@ -220,8 +220,8 @@ void rope(const Rope &r, const float *x, const float *table, float *out) {
 void quantize(const float *x, i64 stride, i64 columns, i64 t0, i64 t1, i64 b0, i64 b1, const Input &in,
               const Sums *sums, i64 count) {
     const I magnitude = bci(0x7FFFFFFF), magic = bci(0x4B400000);
-    for (i64 t = t0; t < t1; ++t) {
-        for (i64 b = b0; b < b1; ++b) {
+    for (i64 b = b0; b < b1; ++b) { // tokens stand beside one another
+        for (i64 t = t0; t < t1; ++t) {
             const float *p = x + t * stride + b * kBlock;
             i64 n = least(kBlock, columns - b * kBlock);
             F v0 = ld_n(p, least(n, 16)), v1 = n > 16 ? ld_n(p + 16, n - 16) : bc(0.0f);

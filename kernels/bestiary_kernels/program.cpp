@@ -11,6 +11,22 @@ namespace {
 
 constexpr i64 kChunkBytes = 64 << 10; // weights of a chunk of a linear step
 constexpr i64 kChunkWork = 16 << 10;  // numbers of a chunk of any other step
+constexpr i64 kTogether = 8;          // rows that pass through such steps together: what a core's cache holds
+
+// Steps whose row t needs nothing but row t of what they read.
+bool by_rows(const Step &s) {
+    return s.op != kLinearQuantized && s.op != kLinearPlain && s.op != kAttend && s.op != kExperts;
+}
+
+// About how long a row takes, in numbers copied.
+i64 cost(const Step &s) {
+    switch (s.op) {
+    case kInput: return 0; // written from outside
+    case kRopeTable: return s.rope.count * 16;
+    case kStore: case kSilu: case kSiluMul: case kGeluTanh: case kGeluErf: return s.width * 4;
+    default: return s.width;
+    }
+}
 
 } // namespace
 
@@ -124,7 +140,27 @@ void Program::begin(const std::shared_ptr<Cache> &given, i64 tokens, const int32
         const i64 place = place_[(size_t)t], prefix = prefixes[sequences[t]];
         queries_[(size_t)start[(size_t)sequences[t]]++] = {t, place, place < prefix ? prefix : place + 1};
     }
+    choose_wanted();
     tokens_ = tokens, wanted_ = wanted, cache_ = given, version_ = cache->version;
+}
+
+// The wanted tokens' queries, by sequence and position; their rows are those of the tail.
+void Program::choose_wanted() {
+    std::vector<i64> rank(queries_.size()); // of each token
+    for (size_t i = 0; i < queries_.size(); ++i) rank[(size_t)queries_[i].row] = (i64)i;
+    std::vector<std::pair<i64, i64>> order; // (rank, row): a token may be wanted twice
+    for (size_t i = 0; i < which_.size(); ++i) order.push_back({rank[(size_t)which_[i]], (i64)i});
+    std::sort(order.begin(), order.end());
+    wanted_queries_.clear(), wanted_spans_.clear();
+    for (const auto &one : order) {
+        Query query = queries_[(size_t)one.first];
+        const i64 sequence = sequence_of_[(size_t)query.row];
+        if (wanted_spans_.empty() || wanted_spans_.back().sequence != sequence)
+            wanted_spans_.push_back({sequence, (i64)wanted_queries_.size(), 0});
+        ++wanted_spans_.back().count;
+        query.row = one.second;
+        wanted_queries_.push_back(query);
+    }
 }
 
 void Program::commit() {
@@ -145,8 +181,8 @@ void Program::write_slot(int slot, const float *from) {
 
 int Program::run(i64 from, i64 to, int (*check)(void *), void *argument) {
     auto asked = std::chrono::steady_clock::now();
-    for (i64 i = from; i < to; ++i) {
-        execute(steps_[(size_t)i]);
+    for (i64 i = from; i < to;) {
+        i = execute(steps_, i, to);
         if (check) {
             const auto now = std::chrono::steady_clock::now();
             if (now - asked > std::chrono::milliseconds(20)) {
@@ -158,32 +194,50 @@ int Program::run(i64 from, i64 to, int (*check)(void *), void *argument) {
     return 0;
 }
 
-void Program::execute(const Step &s) {
+// Runs step i, and those after it that work on the same rows, row by row; returns the number of the next one.
+i64 Program::execute(const std::vector<Step> &steps, i64 i, i64 to) {
+    const Step &s = steps[(size_t)i];
     const i64 rows = rows_of(s);
-    switch (s.op) {
-    case kInput: break; // written from outside
-    case kQuantize: return quantize(s, rows);
-    case kLinearQuantized:
-    case kLinearPlain: return linear(s, rows);
-    case kPack: {
-        packed_ = reinterpret_cast<float *>(codes_.data());
-        return rows_step(s, rows, s.width);
+    if (by_rows(s)) {
+        i64 end = i + 1; // one step at most may write the codes that the next product reads
+        for (; end < to && by_rows(steps[(size_t)end]) && steps[(size_t)end].tail == s.tail; ++end) {
+            const int32_t last = steps[(size_t)end - 1].op;
+            if (last == kQuantize || last == kPack) break;
+        }
+        rows_steps(&s, end - i, rows);
+        return end;
     }
-    case kStore: return store(s);
-    case kAttend: return attend(s);
-    case kExperts: return experts(s, rows);
-    case kRopeTable: return rows_step(s, rows, s.rope.count * 16);
-    case kSilu: case kSiluMul: case kGeluTanh: case kGeluErf: return rows_step(s, rows, s.width * 4);
-    default: return rows_step(s, rows, s.width);
-    }
+    if (s.op == kAttend) attend(s);
+    else if (s.op == kExperts) experts(s, rows);
+    else linear(s, rows);
+    return i + 1;
 }
 
-// A step that does each row alone; `cost` of a row in numbers copied.
-void Program::rows_step(const Step &s, i64 rows, i64 cost) {
-    const i64 chunks = std::max<i64>(1, std::min(rows, rows * cost / kChunkWork));
+// Steps that do each row alone: a thread takes a few rows through all of them while its cache holds them.
+void Program::rows_steps(const Step *steps, i64 count, i64 rows) {
+    i64 work = 0;
+    for (i64 i = 0; i < count; ++i) {
+        work += rows * cost(steps[i]);
+        if (steps[i].op == kQuantize) place_codes(steps[i], rows);
+        if (steps[i].op == kPack) packed_ = reinterpret_cast<float *>(codes_.data());
+    }
+    const i64 chunks = std::max<i64>(1, std::min(rows, work / kChunkWork));
     parallel(chunks, [&](i64 chunk, int worker) {
-        for (i64 t = rows * chunk / chunks; t < rows * (chunk + 1) / chunks; ++t) row(s, t, worker);
+        const i64 last = rows * (chunk + 1) / chunks;
+        for (i64 t = rows * chunk / chunks; t < last; t += kTogether) {
+            const i64 end = std::min(last, t + kTogether);
+            for (i64 i = 0; i < count; ++i) some_rows(steps[i], t, end, worker);
+        }
     });
+}
+
+void Program::some_rows(const Step &s, i64 t, i64 end, int worker) {
+    if (s.op == kInput) return;
+    if (s.op == kStore) return store(s, t, end, worker);
+    if (s.op == kQuantize)
+        return table_->quantize(at(s.a, 0), slots_[(size_t)s.a].stride, s.width, t, end, 0, input_.blocks, input_,
+                                sums_.data(), (i64)sums_.size());
+    for (; t < end; ++t) row(s, t, worker);
 }
 
 void Program::row(const Step &s, i64 t, int worker) {
@@ -215,7 +269,8 @@ void Program::row(const Step &s, i64 t, int worker) {
         break;
     }
     case kRope:
-        table_->rope(s.rope, x, reinterpret_cast<float *>(tables_[(size_t)s.table].data()) + t * s.rope.count * 2, out);
+        table_->rope(s.rope, x, reinterpret_cast<float *>(tables_[(size_t)s.table].data()) +
+                                    (s.tail ? which_[(size_t)t] : t) * s.rope.count * 2, out);
         break;
     case kPack: {
         const i64 rows = rows_of(s);
@@ -238,7 +293,8 @@ void Program::row(const Step &s, i64 t, int worker) {
     }
 }
 
-void Program::quantize(const Step &s, i64 rows) {
+// Where the codes of a quantize step go.
+void Program::place_codes(const Step &s, i64 rows) {
     const i64 blocks = (s.width + kBlock - 1) / kBlock;
     uint8_t *p = codes_.data();
     input_ = {reinterpret_cast<int8_t *>(p), reinterpret_cast<float *>(p + blocks * rows * kBlock), rows, blocks};
@@ -248,12 +304,6 @@ void Program::quantize(const Step &s, i64 rows) {
         sums_.push_back({factor.first, factor.second, values});
         values += blocks * rows * (factor.second ? 2 : 1);
     }
-    const i64 chunks = std::max<i64>(1, std::min(rows, rows * s.width / kChunkWork));
-    const i64 stride = slots_[(size_t)s.a].stride;
-    parallel(chunks, [&](i64 chunk, int) {
-        table_->quantize(at(s.a, 0), stride, s.width, rows * chunk / chunks, rows * (chunk + 1) / chunks, 0, blocks,
-                         input_, sums_.data(), (i64)sums_.size());
-    });
 }
 
 void Program::linear(const Step &s, i64 rows) {
@@ -313,7 +363,7 @@ void Program::experts(const Step &s, i64 rows) {
         };
         each([&](i64 i, const Share &share) { std::memcpy(at(s.c, i), at(s.a, share.row), (size_t)s.width * 4); });
         inner_rows_ = count;
-        for (i64 i = e ? s.ends[e - 1] : 0; i < s.ends[e]; ++i) execute(s.inner[(size_t)i]);
+        for (i64 i = e ? s.ends[e - 1] : 0; i < s.ends[e];) i = execute(s.inner, i, s.ends[e]);
         inner_rows_ = -1;
         each([&](i64 i, const Share &share) {
             float *y = at(s.result, i), *out = at(s.out, share.row);
@@ -323,23 +373,20 @@ void Program::experts(const Step &s, i64 rows) {
     }
 }
 
-// Appends the keys (slot a) and values (slot b) of all tokens to the cache.
-void Program::store(const Step &s) {
+// Appends the keys (slot a) and values (slot b) of tokens t..end-1 to the cache.
+void Program::store(const Step &s, i64 t, i64 end, int worker) {
     const CacheLayer &l = cache_->layers()[(size_t)s.cache];
-    const i64 chunks = std::max<i64>(1, std::min(tokens_, tokens_ * s.width * 4 / kChunkWork));
-    parallel(chunks, [&](i64 chunk, int worker) {
-        uint16_t *halves = reinterpret_cast<uint16_t *>(pool_->scratch(worker));
-        for (i64 t = tokens_ * chunk / chunks; t < tokens_ * (chunk + 1) / chunks; ++t) {
-            const i64 place = place_[(size_t)t], in = place % kSegment;
-            uint8_t *segment = cache_->segment(sequence_of_[(size_t)t], place / kSegment);
-            for (i64 h = 0; h < l.kv_heads; ++h) {
-                uint8_t *k = segment + l.k_at + (size_t)h * l.k_bytes, *v = segment + l.v_at + (size_t)h * l.v_bytes;
-                k += in / kKeys * kKeys * held_bytes(l.k_held, l.key_dim);
-                store_key(l, at(s.a, t) + h * l.key_dim, k, in % kKeys, halves);
-                store_value(l, at(s.b, t) + h * l.value_dim, v, in);
-            }
+    uint16_t *halves = reinterpret_cast<uint16_t *>(pool_->scratch(worker));
+    for (; t < end; ++t) {
+        const i64 place = place_[(size_t)t], in = place % kSegment;
+        uint8_t *segment = cache_->segment(sequence_of_[(size_t)t], place / kSegment);
+        for (i64 h = 0; h < l.kv_heads; ++h) {
+            uint8_t *k = segment + l.k_at + (size_t)h * l.k_bytes, *v = segment + l.v_at + (size_t)h * l.v_bytes;
+            k += in / kKeys * kKeys * held_bytes(l.k_held, l.key_dim);
+            store_key(l, at(s.a, t) + h * l.key_dim, k, in % kKeys, halves);
+            store_value(l, at(s.b, t) + h * l.value_dim, v, in);
         }
-    });
+    }
 }
 
 // One head's key into lane `lane` of a block of 64.
@@ -386,10 +433,11 @@ void Program::attend(const Step &s) {
     std::vector<Tile> tiles;
     i64 pieces = 0; // (tile, segment) pairs
     i64 work = 0;   // multiply-adds
-    for (const Span &span : spans_)
+    const std::vector<Query> &queries = s.tail ? wanted_queries_ : queries_;
+    for (const Span &span : s.tail ? wanted_spans_ : spans_)
         for (i64 i = 0; i < span.count; i += per_tile) {
             Tile tile = {span.sequence, span.first + i, std::min(per_tile, span.count - i), 0, 0};
-            const Query *q = &queries_[(size_t)tile.first];
+            const Query *q = &queries[(size_t)tile.first];
             i64 visible = 0;
             for (i64 j = 0; j < tile.count; ++j) visible = std::max(visible, q[j].visible);
             if (a.window > 0) tile.segment0 = std::max<i64>(0, q[0].position - a.window + 1) / kSegment;
@@ -401,7 +449,7 @@ void Program::attend(const Step &s) {
     const i64 tasks = (i64)tiles.size() * a.kv_heads, threads = tokens_ > 1 ? threads_prefill_ : threads_;
     auto one = [&](const Tile &tile, i64 head, i64 segment, float *state, uint8_t *scratch) {
         const uint8_t *data = cache_->segment(tile.sequence, segment);
-        table_->attend(a, &queries_[(size_t)tile.first], tile.count, at(s.a, 0), stride, head,
+        table_->attend(a, &queries[(size_t)tile.first], tile.count, at(s.a, 0), stride, head,
                        data + l.k_at + (size_t)head * l.k_bytes, data + l.v_at + (size_t)head * l.v_bytes,
                        segment * kSegment, state, scratch);
     };
@@ -413,7 +461,7 @@ void Program::attend(const Step &s) {
     };
     auto put = [&](const Tile &tile, i64 head, const float *state) {
         for (i64 r = 0; r < tile.count * group; ++r)
-            table_->finish(a, state + r * size, at(s.out, queries_[(size_t)(tile.first + r / group)].row) +
+            table_->finish(a, state + r * size, at(s.out, queries[(size_t)(tile.first + r / group)].row) +
                                                     (head * group + r % group) * a.value_dim);
     };
     if (threads == 1 || tasks >= 4 * threads || pieces == (i64)tiles.size()) {

@@ -102,12 +102,14 @@ class Program {
     struct Tile { // queries first..first+count-1 of one sequence, and the segments that they see
         i64 sequence, first, count, segment0, segment1;
     };
-    void execute(const Step &s);
-    void rows_step(const Step &s, i64 rows, i64 cost);
+    void choose_wanted();
+    i64 execute(const std::vector<Step> &steps, i64 i, i64 to);
+    void rows_steps(const Step *steps, i64 count, i64 rows);
+    void some_rows(const Step &s, i64 t, i64 end, int worker);
     void row(const Step &s, i64 t, int worker);
-    void quantize(const Step &s, i64 rows);
+    void place_codes(const Step &s, i64 rows);
     void linear(const Step &s, i64 rows);
-    void store(const Step &s);
+    void store(const Step &s, i64 t, i64 end, int worker);
     void store_key(const CacheLayer &l, const float *k, uint8_t *block, i64 lane, uint16_t *halves) const;
     void store_value(const CacheLayer &l, const float *v, uint8_t *segment, i64 row) const;
     void attend(const Step &s);
@@ -135,9 +137,9 @@ class Program {
     std::vector<int32_t> ids_, positions_, which_;
     std::vector<i64> place_;       // position of a token in the cache
     std::vector<i64> sequence_of_;
-    std::vector<Query> queries_;   // sorted by sequence
     struct Span { i64 sequence, first, count; };
-    std::vector<Span> spans_;
+    std::vector<Query> queries_, wanted_queries_; // sorted by sequence and position
+    std::vector<Span> spans_, wanted_spans_;
     Input input_ = {};
     std::vector<Sums> sums_;
     float *packed_ = nullptr;

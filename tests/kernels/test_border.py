@@ -109,16 +109,16 @@ def test_programs_check_every_slot() -> None:
         lambda: program.norm("rms_norm", x, x, None, None, 1e-5, 24, False),
         lambda: program.each("add", x, y, x, 0.0, False),
         lambda: program.each("mod", x, x, x, 0.0, False),
-        lambda: program.rope(x, x, 0, 16, 0),
+        lambda: program.rope(x, x, 0, 16, 0, False),
         lambda: program.slice(x, y, 45, False),
         lambda: program.slice(x, y, -1, False),
         lambda: program.slice(x, y, 2**63 - 10, False),
         lambda: program.gather(x, y),
         lambda: program.embed_rows(y, layout(), np.zeros((5, 36), np.uint8), False),
         lambda: program.embed_rows(x, layout(), np.zeros((5, 35), np.uint8), False),
-        lambda: program.attention(x, x, x, x, 3, 1, 1.0, 0.0, 0, (), "f16", "f16"),
-        lambda: program.attention(x, x, x, x, 0, 0, 1.0, 0.0, 0, (), "f16", "f16"),
-        lambda: program.attention(x, x, x, x, 4, 4, 1.0, 0.0, 0, (1.0,), True, True),
+        lambda: program.attention(x, x, x, x, 3, 1, 1.0, 0.0, 0, (), "f16", "f16", False),
+        lambda: program.attention(x, x, x, x, 0, 0, 1.0, 0.0, 0, (), "f16", "f16", False),
+        lambda: program.attention(x, x, x, x, 4, 4, 1.0, 0.0, 0, (1.0,), "f16", "f16", False),
         lambda: program.run(0, 1),
         lambda: program.run(0, 0),
         lambda: program.commit(),
@@ -159,7 +159,7 @@ def test_a_rope_that_leaves_its_head_is_refused() -> None:
     program.rope_table(0, [0.1] * 16, True, 1.0, 0)
     for start in (33, 2**63 - 32, 2**63 - 1):
         with pytest.raises(ValueError, match="rope table 0"):
-            program.rope(x, x, 0, 64, start)
+            program.rope(x, x, 0, 64, start, False)
 
 
 def test_steps_and_slots_agree_on_whose_rows_they_have() -> None:
@@ -172,9 +172,9 @@ def test_steps_and_slots_agree_on_whose_rows_they_have() -> None:
         lambda: program.gather(full, full),
         lambda: program.embed_rows(tail, layout(), rows, False),
         lambda: program.embed_matrix(tail, matrix, False),
-        lambda: program.rope(full, tail, 0, 64, 0),
-        lambda: program.rope(tail, full, 0, 64, 0),
-        *(lambda slots=slots: program.attention(*slots, 1, 1, 1.0, 0.0, 0, (), "f16", "f16")
+        lambda: program.rope(full, tail, 0, 64, 0, False),
+        lambda: program.rope(tail, full, 0, 64, 0, False),
+        *(lambda slots=slots: program.attention(*slots, 1, 1, 1.0, 0.0, 0, (), "f16", "f16", False)
           for slots in ((tail, full, full, full), (full, tail, full, full), (full, full, tail, full),
                         (full, full, full, tail))),
     ]
@@ -203,7 +203,7 @@ class Forward:
         rows = np.arange(640, dtype=np.float32).reshape(10, 64).view(np.uint8)
         self.program.embed_rows(x, kernels.Layout("f32", 64, 256), rows, False)
         self.program.norm("rms_norm", x, x, weight, None, 1e-5, 64, False)
-        self.program.attention(x, x, x, y, 1, 1, 1.0, 0.0, 0, (), "f32", "f32")
+        self.program.attention(x, x, x, y, 1, 1, 1.0, 0.0, 0, (), "f32", "f32", False)
         self.slot, self.cache = y, kernels.Cache(self.program, 2, context, "f32", "f32")
 
     def begin(self, tokens: int, cache: Any = None) -> None:

@@ -16,10 +16,6 @@ from bestiary.named_function import operation
 from bestiary_kernels import Program
 from bestiary_plugins.backends.cpu_pack import Weights
 
-ROW_BY_ROW = ("linear", "rms_norm", "layer_norm", "silu", "gelu", "add", "mul", "scale", "slice", "soft_cap", "moe",
-              "call")
-"""Operations that need nothing but the row itself: after the last of the others, only the wanted tokens' rows."""
-
 Key = tuple[int, bool]
 """A value: the node, and whether it is of the wanted tokens only."""
 
@@ -65,6 +61,17 @@ def refuse(graph: Graph) -> None:
         raise BestiaryError(f"masks {', '.join(sorted(masks))} in one graph; possible: causal or prefix")
 
 
+def tails(graph: Graph) -> list[bool]:
+    """Of each node, whether its rows are needed of the wanted tokens only. All operations work row by row, but for
+    attention: it needs the keys and values of all tokens, and the queries of those whose results are needed."""
+    everywhere = [node.op in ("input", "embed") for node in graph.nodes]
+    for i in reversed(range(len(graph.nodes))):
+        node = graph.nodes[i]
+        for j in node.inputs if everywhere[i] else node.inputs[1:] if node.op == "attention" else ():
+            everywhere[j] = True
+    return [not all_rows for all_rows in everywhere]
+
+
 def lower(graph: Graph, weights: Weights, program: Program, cache_types: tuple[str, str]) -> Lowered:
     """Adds the graph's steps to the program."""
     return _Lowering(graph, weights, program, cache_types).run()
@@ -74,7 +81,7 @@ class _Lowering:
     def __init__(self, graph: Graph, weights: Weights, program: Program, cache_types: tuple[str, str]) -> None:
         self.graph, self.weights, self.program, self.cache_types = graph, weights, program, cache_types
         self.nodes = graph.nodes
-        self.last = max((i for i, node in enumerate(self.nodes) if node.op not in ROW_BY_ROW), default=-1)
+        self.tails = tails(graph)
         self.uses = Counter(i for node in self.nodes for i in node.inputs)
         self.uses.update((graph.output, graph.hidden))
         self.emissions: list[Emission] = []
@@ -85,7 +92,7 @@ class _Lowering:
 
     def run(self) -> Lowered:
         for i, node in enumerate(self.nodes):
-            key = (i, i > self.last)
+            key = (i, self.tails[i])
             if key in self.done or self._fused(i):
                 continue
             getattr(self, "_" + node.op)(key, node)
@@ -107,8 +114,8 @@ class _Lowering:
 
     def _value(self, i: int, tail: bool) -> Key:
         """The value as the tail or the rest needs it; rows of wanted tokens are gathered once."""
-        if not tail or i > self.last:
-            return i, i > self.last
+        if not tail or self.tails[i]:
+            return i, self.tails[i]
         if (i, True) not in self.done:
             self._emit([(i, False)], [(i, True)], lambda slot: self.program.gather(slot((i, False)), slot((i, True))))
             self.done.add((i, True))
@@ -137,7 +144,7 @@ class _Lowering:
         """All products with the same input are one step: q, k and v, or gate and up."""
         tail = key[1]
         source = self._value(node.inputs[0], tail)
-        members = [i for i, other in enumerate(self.nodes) if other.op == "linear" and (i > self.last) == tail
+        members = [i for i, other in enumerate(self.nodes) if other.op == "linear" and self.tails[i] == tail
                    and other.inputs == node.inputs]
         parts = [(self.weights.matrices[self.nodes[i].weights["weight"]], self._array(self.nodes[i], "bias"), (i, tail))
                  for i in members]
@@ -178,7 +185,7 @@ class _Lowering:
 
     def _rope(self, key: Key, node: Node) -> None:
         p = node.params
-        x, halves = (node.inputs[0], False), p["pairing"] == "halves"
+        x, halves = self._value(node.inputs[0], key[1]), p["pairing"] == "halves"
         if p["pairing"] not in ("halves", "adjacent"):
             raise BestiaryError(f"unknown rope pairing {p['pairing']!r}; known: adjacent, halves")
         which = (p["base"], p["count"], p["scaling"], node.weights.get("factors"), p["numbers"], p["magnitude"],
@@ -193,15 +200,16 @@ class _Lowering:
             self._emit([], [], lambda slot: self.program.rope_table(table, frequencies, halves, p["magnitude"],
                                                                    p["stream"]))
         table = self.tables[which]
-        self._emit([x], [key], lambda slot: self.program.rope(slot(x), slot(key), table, p["head_dim"], p["start"]))
+        self._emit([x], [key], lambda slot: self.program.rope(slot(x), slot(key), table, p["head_dim"], p["start"],
+                                                              key[1]))
 
     def _attention(self, key: Key, node: Node) -> None:
         p = node.params
-        q, k, v = ((i, False) for i in node.inputs)
+        q, k, v = self._value(node.inputs[0], key[1]), (node.inputs[1], False), (node.inputs[2], False)
 
         def emit(slot: Callable[[Key], int]) -> None:
             self.program.attention(slot(q), slot(k), slot(v), slot(key), p["heads"], p["kv_heads"], p["scale"],
-                                   p["soft_cap"], p["window"], p["slopes"], *self.cache_types)
+                                   p["soft_cap"], p["window"], p["slopes"], *self.cache_types, key[1])
 
         self._emit([q, k, v], [key], emit)
 
