@@ -23,7 +23,7 @@ from bestiary.table_tokenizer import (
     around,
     byte_of,
     check_added,
-    checked_name,
+    checked_names,
 )
 from bestiary.tokenizer_settings import added_tokens, listed_tokens, named_token, read_settings
 
@@ -316,7 +316,7 @@ def from_vocabulary(vocabulary: Vocabulary, material: TokenizerMaterial,
         raise BestiaryError(f"vocabulary: {size} pieces; between 1 and {MAX_PIECES} make sense")
     if len(vocabulary.kinds) not in (0, size):
         raise BestiaryError(f"vocabulary: {size} pieces but {len(vocabulary.kinds)} kinds")
-    names = [checked_name(piece, i, "vocabulary") for i, piece in enumerate(vocabulary.pieces)]
+    names = checked_names(vocabulary.pieces, "vocabulary")
     kinds = [int(kind) for kind in vocabulary.kinds] or [NORMAL] * size
     latest = {name: i for i, name in enumerate(names)}
     entries = {}

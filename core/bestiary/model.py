@@ -319,13 +319,13 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     limits = Limits(context, sequences, batch, threads, threads_prefill,
                     cache_type_k or cache, cache_type_v or cache)
     material = checkpoint.tokenizer if tokenizer is None else host.open(Path(tokenizer)).tokenizer
+    speaks = make_tokenizer(material, family, checkpoint.config, host)  # what is wrong with it is said at once
     runs_on = choose_backend(host, backend)
     with host.calling(runs_on, f"prepare {path}"):
         plan = compiled(runs_on, graph, checkpoint.tensors, limits, progress)
     if not isinstance(plan, Plan):
         raise BestiaryError(f"{host.whose(runs_on)} prepared {path} and gave {shown(plan)}, not a Plan")
-    return Model(checkpoint, family, runs_on, plan, make_tokenizer(material, family, checkpoint.config, host),
-                 material, host)
+    return Model(checkpoint, family, runs_on, plan, speaks, material, host)
 
 
 def made_for(path: str | os.PathLike[str], host: Host, loader: str | None = None,

@@ -81,13 +81,20 @@ def write_model(names: Sequence[str], scores: Sequence[float], kinds: Sequence[i
     the library refuses, become control pieces with spellings of their own, so that no text becomes them."""
     spelled = [f"<0x{byte_of(name):02X}>" if kind == BYTE else name for name, kind in zip(names, kinds, strict=True)]
     latest = {name: i for i, name in enumerate(spelled)}
-    data = bytearray()
-    for i, (name, score, kind) in enumerate(zip(spelled, scores, kinds, strict=True)):
-        if not name or latest[name] != i:
-            name, kind = f"<piece {i} of {len(names)}>", kind if kind == UNKNOWN else CONTROL
-            while name in latest:
-                name += ">"
-        data += _field(1, 2, _field(1, 2, name.encode()) + b"\x15" + struct.pack("<f", score) + _field(3, 0, kind))
+    kinds = list(kinds)
+    if len(latest) < len(spelled) or "" in latest:
+        for i, name in enumerate(spelled):
+            if not name or latest[name] != i:
+                spelled[i] = f"<piece {i} of {len(names)}>"
+                while spelled[i] in latest:
+                    spelled[i] += ">"
+                kinds[i] = kinds[i] if kinds[i] == UNKNOWN else CONTROL
+    numbers, data = struct.pack(f"<{len(names)}f", *scores), bytearray()
+    for i, (name, kind) in enumerate(zip(spelled, kinds, strict=True)):
+        piece, score = name.encode(), numbers[4 * i:4 * i + 4]
+        size = len(piece)
+        data += (b"\n%c\n%c%b\x15%b\x18%c" % (size + 9, size, piece, score, kind) if size < 119 else
+                 _field(1, 2, _field(1, 2, piece) + b"\x15" + score + _field(3, 0, kind)))
     return bytes(data) + rest
 
 
@@ -105,10 +112,12 @@ def check_pieces(names: Sequence[str], scores: Sequence[float], kinds: Sequence[
     """Raises BestiaryError where pieces are too few or many, or a score or kind is none."""
     if not 0 < len(names) <= MAX_PIECES:
         raise BestiaryError(f"{what}: {len(names)} pieces; between 1 and {MAX_PIECES} make sense")
-    for i, score in enumerate(scores):
-        if not math.isfinite(score):
-            raise BestiaryError(f"{what}: the score of piece {i} is {score}")
+    if not all(map(math.isfinite, scores)):
+        i = next(i for i, score in enumerate(scores) if not math.isfinite(score))
+        raise BestiaryError(f"{what}: the score of piece {i} is {scores[i]}")
     for i, kind in enumerate(kinds):
+        if kind == NORMAL:
+            continue
         if not NORMAL <= kind <= BYTE:
             raise BestiaryError(f"{what}: piece {i} is of kind {kind}; known: 1 to 6")
         if kind == BYTE and byte_of(names[i]) is None:

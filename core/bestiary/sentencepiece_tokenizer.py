@@ -29,9 +29,12 @@ from bestiary.table_tokenizer import (
     around,
     byte_of,
     check_added,
-    checked_name,
+    checked_names,
 )
 from bestiary.tokenizer_settings import added_tokens, named_token, special_spellings
+
+LISTED = frozenset((UNKNOWN, CONTROL, USER_DEFINED))
+"""Kinds of pieces that are no ordinary text."""
 
 
 class SentencePieceTokenizer(TableTokenizer):
@@ -79,21 +82,24 @@ class SentencePieceTokenizer(TableTokenizer):
 
 def _listed(names: Sequence[str | bytes], kinds: Sequence[int]) -> list[int]:
     """The ids of special and user-defined pieces. Raises BestiaryError where they are too many or too long."""
-    listed = [i for i, kind in enumerate(kinds) if kind in (UNKNOWN, CONTROL, USER_DEFINED) and names[i]]
+    listed = [i for i, kind in enumerate(kinds) if kind != NORMAL and kind in LISTED and names[i]]
     check_added(len(listed), sum(len(names[i]) for i in listed), "vocabulary")
     return listed
 
 
 def _table(model: SentencePieceModel, size: int) -> list[bytes]:
     """What the pieces stand for inside a text."""
-    table = []
-    for name, kind in zip(model.names[:size], model.kinds, strict=False):
+    names = model.names[:size]
+    table = "\0".join(names).replace(SPACE, " ").encode().split(b"\0")  # all at once: a call for each takes long
+    if len(table) != size:  # one holds a NUL
+        table = [name.replace(SPACE, " ").encode() for name in names]
+    for i, kind in enumerate(model.kinds[:size]):
         if kind == BYTE:
-            table.append(bytes([byte_of(name) or 0]))
+            table[i] = bytes([byte_of(names[i]) or 0])
         elif kind == CONTROL:
-            table.append(b"")
-        else:
-            table.append((model.unknown_surface if kind == UNKNOWN else name.replace(SPACE, " ")).encode())
+            table[i] = b""
+        elif kind == UNKNOWN:
+            table[i] = model.unknown_surface.encode()
     return table
 
 
@@ -105,8 +111,9 @@ def _roles(material: TokenizerMaterial, names: Sequence[str], kinds: Sequence[in
     if bos is not None and given[0] is not None and 0 <= given[0] < len(kinds) and kinds[given[0]] == UNKNOWN:
         # the first LLaMA conversions said bos 0, eos 1 in config.json, where the model has unknown, bos and eos
         given = None, None
-    ids = {name: i for i, name in enumerate(names)}
-    spelled = [ids.get(named_token(material.files, key) or "") for key in ("bos_token", "eos_token")]
+    said = [named_token(material.files, key) for key in ("bos_token", "eos_token")]
+    ids = {name: i for i, name in enumerate(names)} if any(said) else {}
+    spelled = [ids.get(name or "") for name in said]
     bos, eos = (next((token for token in choice if token is not None), None)
                 for choice in zip(given, spelled, (bos, eos), strict=True))
     return bos, eos, {token for token in spelled[1:] if token is not None}
@@ -156,11 +163,11 @@ def from_vocabulary(vocabulary: Vocabulary, material: TokenizerMaterial) -> Sent
             raise BestiaryError(f"{what}: {size} pieces but {len(values)} {name}")
     kinds = [int(kind) or NORMAL for kind in vocabulary.kinds]  # 0 stands in some files for "never said"
     _listed(vocabulary.pieces, kinds)
-    names = []
-    for i, piece in enumerate(vocabulary.pieces):
-        if kinds and kinds[i] == BYTE and len(piece) == 1:  # some formats store the byte itself
-            piece = b"<0x%02X>" % piece[0]
-        names.append(checked_name(piece, i, what))
+    pieces = list(vocabulary.pieces)
+    for i, kind in enumerate(kinds):
+        if kind == BYTE and len(pieces[i]) == 1:  # some formats store the byte itself
+            pieces[i] = b"<0x%02X>" % pieces[i][0]
+    names = checked_names(pieces, what)
     roles = {material.bos, material.eos}
     if not kinds:
         kinds = [BYTE if byte_of(name) is not None else CONTROL if i in roles else NORMAL

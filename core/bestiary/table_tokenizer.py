@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -197,6 +198,14 @@ def byte_of(name: str) -> int | None:
     """The byte that a byte piece stands for: `<0x0A>`, in old files also `<0xA>`."""
     match = re.fullmatch(r"<0x([0-9A-Fa-f]{1,2})>", name)
     return int(match[1], 16) if match else None
+
+
+def checked_names(pieces: Sequence[bytes], what: str) -> list[str]:
+    """The spellings of all pieces. Raises BestiaryError as `checked_name` does, for the first it finds wrong."""
+    if max(map(len, pieces), default=0) <= MAX_PIECE:
+        with contextlib.suppress(UnicodeDecodeError):
+            return list(map(bytes.decode, pieces))
+    return [checked_name(piece, i, what) for i, piece in enumerate(pieces)]
 
 
 def checked_name(piece: bytes, index: int, what: str) -> str:

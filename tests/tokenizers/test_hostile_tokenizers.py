@@ -6,15 +6,18 @@ import copy
 import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bestiary import BestiaryError
+from bestiary import BestiaryError, load
 from bestiary.checkpoint import TokenizerMaterial, Vocabulary
 from bestiary.plugin import PreTokenizer
-from bestiary.sentencepiece_model import read_model, write_model
+from bestiary.sentencepiece_model import SentencePieceModel, read_model, write_model
+from bestiary.sentencepiece_tokenizer import _table
 from bestiary.tokenizer_builder import build_tokenizer
+from bestiary_plugins.demo.command import model as demo_model
 
 BYTES = [f"<0x{i:02X}>".encode() for i in range(256)]
 GOOD: dict[str, Any] = {"algorithm": "bpe", "pieces": [b"<unk>", b"<s>", b"</s>", b"a", *BYTES],
@@ -181,6 +184,28 @@ def test_damaged_records_of_a_sentencepiece_model_are_refused(small_model: bytes
                           (([*names, "zz"], [*scores, 0.0], [*kinds, 7]), "kind 7"),
                           ((names, scores, [2, 2, *kinds[2:]]), "sentencepiece refuses")):
         refused(TokenizerMaterial(files={"tokenizer.model": write_model(*record, model.rest)}), match)
+
+
+def test_long_repeated_and_empty_spellings_are_written_so_that_they_read_back() -> None:
+    names = ["<unk>", "", "b" * 118, "c" * 119, "d" * 127, "e" * 128, "é" * 8000, "twice", "twice"]
+    scores, kinds = [-0.5 * i for i in range(9)], [2, 1, 1, 4, 1, 5, 1, 1, 1]
+    model = read_model(write_model(names, scores, kinds, b""))
+    assert model.names == ["<unk>", "<piece 1 of 9>", *names[2:7], "<piece 7 of 9>", "twice"]
+    assert model.scores == scores and model.kinds == [2, 3, 1, 4, 1, 5, 1, 3, 1]
+
+
+def test_a_nul_in_a_spelling_moves_no_other_piece() -> None:
+    """sentencepiece of today refuses it; the table of pieces does not rely on that."""
+    model = SentencePieceModel(["<unk>", "\u2581a\0b", "\0", "<0x41>", "c"], [0.0] * 5, [2, 1, 1, 6, 1], b"")
+    assert _table(model, 5) == [" \u2047 ".encode(), b" a\0b", b"\0", b"A", b"c"]
+
+
+def test_a_bad_tokenizer_is_told_before_the_weights_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(b"\n\x0e\n\x05<unk>\x15" + bytes(4) + b"\x18\x09")
+    with pytest.raises(BestiaryError, match="kind 9") as caught:
+        load(demo_model(), tokenizer=path, progress=lambda *said: pytest.fail(f"read {said} of it"))
+    assert "\n" not in str(caught.value)
 
 
 def with_value(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
