@@ -80,8 +80,6 @@ template <int Kind> BESTIARY_INLINE void pair(const uint8_t *p, int j, I &more, 
 
 // ---------------------------------------------------------------- one token
 
-constexpr i64 kAhead = 4096; // bytes of weights that are fetched ahead: processors do not look beyond a page of 4 KB
-
 template <int Kind, bool Half> BESTIARY_INLINE void dot(const uint8_t *p, I book, const int8_t *a, I *s) {
     constexpr bool split = Half || Kind == kFive; // column quads 4-7 have a sum of their own
     I more = beside<Kind>(p, less128(book));
