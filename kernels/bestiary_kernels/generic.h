@@ -26,6 +26,8 @@ inline float bits_float(int32_t b) {
     return x;
 }
 constexpr float kInfinity = INFINITY;
+constexpr i64 kAhead = 4096; // bytes of weights that are fetched ahead: processors do not look beyond a page of 4 KB
+constexpr int kPairTokens = 2; // so few tokens always meet two row groups at once: else too few sums are at work
 
 // ---------------------------------------------------------------- functions of a number
 
@@ -266,77 +268,98 @@ inline void put(float *out, F acc, const float *bias, i64 row, i64 rows) {
 
 // ---------------------------------------------------------------- unquantized weights
 
-struct LoadF32 { static constexpr i64 size = 4; static F at(const uint8_t *p) { return ld((const float *)p); } };
-struct LoadF16 { static constexpr i64 size = 2; static F at(const uint8_t *p) { return ld_f16((const uint16_t *)p); } };
-struct LoadBF16 { static constexpr i64 size = 2; static F at(const uint8_t *p) { return ld_bf16((const uint16_t *)p); } };
+// size: bytes of a number; ahead: how far to fetch ahead, 0 where it is in cache.
+struct LoadF32 {
+    static constexpr i64 size = 4, ahead = kAhead;
+    static F at(const uint8_t *p) { return ld((const float *)p); }
+};
+struct LoadPanel : LoadF32 { static constexpr i64 ahead = 0; };
+struct LoadF16 {
+    static constexpr i64 size = 2, ahead = kAhead;
+    static F at(const uint8_t *p) { return ld_f16((const uint16_t *)p); }
+};
+struct LoadBF16 {
+    static constexpr i64 size = 2, ahead = kAhead;
+    static F at(const uint8_t *p) { return ld_bf16((const uint16_t *)p); }
+};
 
-// acc[token][group of rows] += the partial sum of `columns` columns.
+// acc[token][group of rows] += the partial sum of `columns` columns. The groups' weights are `apart` bytes apart.
 template <typename Load, int Tokens, int Groups>
-inline void plain_tile(const uint8_t *w0, const uint8_t *w1, const float *x, i64 columns, float *acc) {
+inline void plain_tile(const uint8_t *w, i64 apart, const float *x, i64 columns, float *acc) {
     F s[Tokens][Groups];
     for (int t = 0; t < Tokens; ++t)
         for (int g = 0; g < Groups; ++g) s[t][g] = bc(0.0f);
-    for (i64 c = 0; c < columns; ++c) {
-        F a0 = Load::at(w0 + c * 16 * Load::size), a1 = Groups > 1 ? Load::at(w1 + c * 16 * Load::size) : a0;
+    for (i64 c = 0; c < columns; ++c, w += 16 * Load::size) {
+        F a[Groups];
+#pragma GCC unroll 2
+        for (int g = 0; g < Groups; ++g) {
+            a[g] = Load::at(w + g * apart);
+            // One token or two ask for their weights fast enough for the processor to foresee them.
+            if (Load::ahead && Tokens > kPairTokens && c * 16 * Load::size % 64 == 0)
+                prefetch(w + g * apart + Load::ahead);
+        }
 #pragma GCC unroll 8
         for (int t = 0; t < Tokens; ++t) {
-            F b = bc(x[t * kSlab + c]);
-            s[t][0] = fma_(a0, b, s[t][0]);
-            if (Groups > 1) s[t][Groups - 1] = fma_(a1, b, s[t][Groups - 1]);
+            const F b = bc(x[t * kSlab + c]);
+#pragma GCC unroll 2
+            for (int g = 0; g < Groups; ++g) s[t][g] = fma_(a[g], b, s[t][g]);
         }
     }
     for (int t = 0; t < Tokens; ++t)
         for (int g = 0; g < Groups; ++g) {
-            float *p = acc + (t * 2 + g) * 16;
+            float *p = acc + (t * Groups + g) * 16;
             st(p, add(ld(p), s[t][g]));
         }
 }
 
 template <typename Load, int Groups, int Tokens>
-inline void plain_rest(i64 rest, const uint8_t *w0, const uint8_t *w1, const float *x, i64 columns, float *acc) {
-    if (rest == Tokens) plain_tile<Load, Tokens, Groups>(w0, w1, x, columns, acc);
-    else if constexpr (Tokens > 1) plain_rest<Load, Groups, Tokens - 1>(rest, w0, w1, x, columns, acc);
+inline void plain_tile_of(i64 tokens, const uint8_t *w, i64 apart, const float *x, i64 columns, float *acc) {
+    if (tokens == Tokens) plain_tile<Load, Tokens, Groups>(w, apart, x, columns, acc);
+    else if constexpr (Tokens > 1) plain_tile_of<Load, Groups, Tokens - 1>(tokens, w, apart, x, columns, acc);
 }
 
+// All tokens in tiles of nearly one size: a small one at the end would wait for its own sums.
 template <typename Load, int Groups>
-inline void plain_tokens(const uint8_t *w0, const uint8_t *w1, const float *x, i64 tokens, i64 columns, float *acc) {
+inline void plain_tokens(const uint8_t *w, i64 apart, const float *x, i64 tokens, i64 columns, float *acc) {
+    constexpr int most_tokens = Groups == 2 ? kTileTokens : kAloneTokens;
     i64 t = 0;
-    for (; t + kTileTokens <= tokens; t += kTileTokens)
-        plain_tile<Load, kTileTokens, Groups>(w0, w1, x + t * kSlab, columns, acc + t * 32);
-    if (t < tokens) plain_rest<Load, Groups, kTileTokens>(tokens - t, w0, w1, x + t * kSlab, columns, acc + t * 32);
+    for (i64 tiles = (tokens + most_tokens - 1) / most_tokens; tiles; --tiles) {
+        const i64 n = (tokens - t + tiles - 1) / tiles;
+        plain_tile_of<Load, Groups, most_tokens>(n, w, apart, x + t * kSlab, columns, acc + t * Groups * 16);
+        t += n;
+    }
 }
 
 template <typename Load, int Groups>
 void plain_groups(const Matrix &m, const float *x, i64 tokens, i64 g, const float *bias, float *out, i64 stride,
                   uint8_t *scratch) {
-    float *acc = (float *)scratch, *panel = acc + tokens * 32; // acc: [token][2][16]
-    const uint8_t *w = m.data + g * m.group_bytes, *w1 = Groups > 1 ? w + m.group_bytes : w;
-    std::memset(acc, 0, (size_t)tokens * 128);
+    float *acc = (float *)scratch, *panel = acc + tokens * Groups * 16; // acc: [token][group][16]
+    const uint8_t *w = m.data + g * m.group_bytes;
+    std::memset(acc, 0, (size_t)(tokens * Groups) * 64);
     for (i64 c = 0; c < m.columns; c += kSlab) {
-        i64 n = least(kSlab, m.columns - c);
-        const uint8_t *p0 = w + c * 16 * Load::size, *p1 = w1 + c * 16 * Load::size;
-        if (Load::size < 4 && tokens > kTileTokens) { // converted once for all tokens
-            for (i64 i = 0; i < n; ++i) {
-                st(panel + i * 16, Load::at(p0 + i * 16 * Load::size));
-                if (Groups > 1) st(panel + (kSlab + i) * 16, Load::at(p1 + i * 16 * Load::size));
-            }
-            plain_tokens<LoadF32, Groups>((uint8_t *)panel, (uint8_t *)(panel + kSlab * 16), x + c * tokens, tokens, n,
-                                          acc);
+        const i64 n = least(kSlab, m.columns - c);
+        const uint8_t *p = w + c * 16 * Load::size;
+        if (Load::size < 4 && tokens > kPanelTokens) { // converted once for all tokens
+            for (i64 i = 0; i < n; ++i)
+                for (int k = 0; k < Groups; ++k)
+                    st(panel + (k * kSlab + i) * 16, Load::at(p + k * m.group_bytes + i * 16 * Load::size));
+            plain_tokens<LoadPanel, Groups>((uint8_t *)panel, kSlab * 64, x + c * tokens, tokens, n, acc);
         } else {
-            plain_tokens<Load, Groups>(p0, p1, x + c * tokens, tokens, n, acc);
+            plain_tokens<Load, Groups>(p, m.group_bytes, x + c * tokens, tokens, n, acc);
         }
     }
     for (i64 t = 0; t < tokens; ++t)
         for (i64 i = 0; i < Groups; ++i)
-            put(out + t * stride, ld(acc + (t * 2 + i) * 16), bias, (g + i) * 16, m.rows);
+            put(out + t * stride, ld(acc + (t * Groups + i) * 16), bias, (g + i) * 16, m.rows);
 }
 
 template <typename Load>
 void plain_all(const Matrix &m, const float *x, i64 tokens, i64 g0, i64 g1, const float *bias, float *out, i64 stride,
                uint8_t *scratch) {
     i64 g = g0;
-    for (; g + 2 <= g1; g += 2) plain_groups<Load, 2>(m, x, tokens, g, bias, out, stride, scratch);
-    if (g < g1) plain_groups<Load, 1>(m, x, tokens, g, bias, out, stride, scratch);
+    if (kAloneTokens == kTileTokens || tokens <= kPairTokens || tokens > kPanelTokens)
+        for (; g + 2 <= g1; g += 2) plain_groups<Load, 2>(m, x, tokens, g, bias, out, stride, scratch);
+    for (; g < g1; ++g) plain_groups<Load, 1>(m, x, tokens, g, bias, out, stride, scratch);
 }
 
 void linear_plain(const Matrix &m, const float *x, i64 tokens, i64 g0, i64 g1, const float *bias, float *out,

@@ -34,7 +34,6 @@ template <int Kind> inline void pair(I w, I &more, I &w0, I &w1) {
 
 // ---------------------------------------------------------------- one token
 
-constexpr i64 kAhead = 4096; // bytes of weights that are fetched ahead: processors do not look beyond a page of 4 KB
 
 template <int Kind, bool Half, bool Minimum, bool Wide>
 F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int32_t *correction, const int32_t *sums) {

@@ -106,8 +106,6 @@ template <int Kind> BESTIARY_INLINE void pair(const uint8_t *p, int j, I &more, 
     if (Kind == kBook) w0 = look_up(more, w0), w1 = look_up(more, w1);
 }
 
-// Bytes of weights that are fetched ahead: processors do not look beyond a page of 4 KB.
-constexpr i64 kAhead = 4096;
 template <int Kind> BESTIARY_INLINE void fetch(const uint8_t *p) {
     for (int i = 0; i < code_bytes(Kind); i += 64) _mm_prefetch((const char *)p + i, _MM_HINT_T0);
 }

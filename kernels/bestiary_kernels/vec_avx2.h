@@ -9,7 +9,10 @@ namespace {
 
 struct F { __m256 a, b; };
 struct I { __m256i a, b; };
-constexpr int kTileTokens = 3, kTileVectors = 1, kTileRows = 4;
+// Unquantized weights: tokens of a tile of two row groups, and of one; more tokens than kPanelTokens take two, and
+// have the weights converted beforehand.
+constexpr int kTileTokens = 3, kAloneTokens = 6, kPanelTokens = 48;
+constexpr int kTileVectors = 1, kTileRows = 4;
 
 alignas(64) const int32_t kTail[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
 inline I tail(int64_t n) {
@@ -98,6 +101,7 @@ inline F ld_bf16(const uint16_t *p) {
 inline float fma1(float a, float b, float c) {
     return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
 }
+inline void prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 inline float sqrt1(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 inline void st_i8(int8_t *p, F x) {
     __m256i w = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)); // a0-3 b0-3 a4-7 b4-7

@@ -9,7 +9,10 @@ namespace {
 
 using F = __m512;
 using I = __m512i;
-constexpr int kTileTokens = 6, kTileVectors = 4, kTileRows = 6;
+// Unquantized weights: tokens of a tile of two row groups, and of one; more tokens than kPanelTokens take two, and
+// have the weights converted beforehand.
+constexpr int kTileTokens = 6, kAloneTokens = 6, kPanelTokens = 6;
+constexpr int kTileVectors = 4, kTileRows = 6;
 
 inline __mmask16 tail(int64_t n) { return (__mmask16)((1u << n) - 1); }
 inline F ld(const float *p) { return _mm512_loadu_ps(p); }
@@ -63,6 +66,7 @@ inline F ld_bf16(const uint16_t *p) {
 inline float fma1(float a, float b, float c) {
     return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
 }
+inline void prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 inline float sqrt1(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 inline void st_i8(int8_t *p, F x) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x))); }
 

@@ -9,10 +9,14 @@ namespace {
 
 struct F { float32x4_t a, b, c, d; };
 struct I { int32x4_t a, b, c, d; };
-constexpr int kTileTokens = 2, kTileVectors = 1, kTileRows = 4;
+// Unquantized weights: tokens of a tile of two row groups, and of one; more tokens than kPanelTokens take two, and
+// have the weights converted beforehand.
+constexpr int kTileTokens = 2, kAloneTokens = 2, kPanelTokens = 2;
+constexpr int kTileVectors = 1, kTileRows = 4;
 
 #define EACH1(f) {f(x.a), f(x.b), f(x.c), f(x.d)}
 #define EACH2(f) {f(x.a, y.a), f(x.b, y.b), f(x.c, y.c), f(x.d, y.d)}
+inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
 inline F ld(const float *p) { return {vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}; }
 inline F ld_n(const float *p, int64_t n) {
     if (n == 16) return ld(p);

@@ -8,7 +8,10 @@ namespace {
 
 struct F { float v[16]; };
 struct I { int32_t v[16]; };
-constexpr int kTileTokens = 2, kTileVectors = 1, kTileRows = 1;
+// Unquantized weights: tokens of a tile of two row groups, and of one; more tokens than kPanelTokens take two, and
+// have the weights converted beforehand.
+constexpr int kTileTokens = 2, kAloneTokens = 2, kPanelTokens = 2;
+constexpr int kTileVectors = 1, kTileRows = 1;
 
 #define EACH for (int i = 0; i < 16; ++i)
 inline F ld(const float *p) { F r; std::memcpy(r.v, p, 64); return r; }
@@ -100,6 +103,7 @@ inline F ld_bf16(const uint16_t *p) {
     return as_f(r);
 }
 inline float fma1(float a, float b, float c) { return ::fmaf(a, b, c); }
+inline void prefetch(const void *) {}
 inline float sqrt1(float x) { return ::sqrtf(x); }
 // Sixteen floats in -127..127, rounded to even.
 inline void st_i8(int8_t *p, F a) {

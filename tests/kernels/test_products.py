@@ -241,7 +241,7 @@ def rounded(x: Floats) -> Floats:
 def test_products_follow_the_formula_and_every_isa_gives_the_same_bits(encoding: Encoding) -> None:
     """With activations of 8 bits nothing is rounded but the float sums of the groups."""
     tensor = blocks(encoding, 83, columns_of(encoding))
-    x = np.random.default_rng(1).standard_normal((23, tensor.columns)).astype(np.float32)
+    x = np.random.default_rng(1).standard_normal((53, tensor.columns)).astype(np.float32)
     x[5] = 0
     seen = rounded(x) if encoding.quantized else x.astype(np.float64)
     weights = held(tensor)
@@ -251,8 +251,8 @@ def test_products_follow_the_formula_and_every_isa_gives_the_same_bits(encoding:
     assert (np.abs(results[0] - expected) <= 3e-5 * size + 1e-6).all()
     for other in results[1:]:
         np.testing.assert_array_equal(other, results[0])
-    for isa in ISAS:  # one token, and tiles of every size
-        for count in (1, 2, 3, 4, 5, 7):
+    for isa in ISAS:  # one token, tiles of every size, and with and without weights converted beforehand
+        for count in (1, 2, 3, 4, 5, 7, 23):
             np.testing.assert_array_equal(product(tensor, x[:count], isa), results[0][:count])
 
 
