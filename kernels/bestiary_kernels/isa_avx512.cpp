@@ -34,7 +34,6 @@ template <int Kind> inline void pair(I w, I &more, I &w0, I &w1) {
 
 // ---------------------------------------------------------------- one token
 
-
 template <int Kind, bool Half, bool Minimum, bool Wide>
 F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int32_t *correction, const int32_t *sums) {
     constexpr int parts = Half ? 2 : 1;

@@ -15,7 +15,9 @@ inline void store(uint8_t *p, Bytes x) {
     int8_t *q = (int8_t *)p;
     vst1q_s8(q, x.a), vst1q_s8(q + 16, x.b), vst1q_s8(q + 32, x.c), vst1q_s8(q + 48, x.d);
 }
-template <typename Function> BESTIARY_INLINE Bytes each(Bytes x, Function f) { return {f(x.a), f(x.b), f(x.c), f(x.d)}; }
+template <typename Function> BESTIARY_INLINE Bytes each(Bytes x, Function f) {
+    return {f(x.a), f(x.b), f(x.c), f(x.d)};
+}
 inline int8x16_t low4(int8x16_t x) { return vandq_s8(x, vdupq_n_s8(15)); }
 inline int8x16_t high4(int8x16_t x) { return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(x), 4)); }
 inline int8x16_t less128(int8x16_t x) { return veorq_s8(x, vdupq_n_s8(-128)); }
