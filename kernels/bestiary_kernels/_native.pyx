@@ -475,10 +475,11 @@ cdef class Cache:
     def __cinit__(self, Program program not None, i64 sequences, i64 context, str keys, str values):
         if not 1 <= sequences <= 1 << 20 or not 1 <= context <= 1 << 31:
             raise ValueError(f"a cache of {sequences} sequences of {context} tokens")
+        cdef Held k_held = _held(keys), v_held = _held(values)  # also where there are no layers
         cdef vector[CCacheLayer] layers = program.program.get().cache_layers()
         cdef size_t i
         for i in range(layers.size()):
-            layers[i].k_held, layers[i].v_held = _held(keys), _held(values)
+            layers[i].k_held, layers[i].v_held = k_held, v_held
         self.cache = make_shared[CCache](layers, sequences, context)
 
     def __init__(self, *unused, **also_unused):

@@ -16,7 +16,6 @@ constexpr int kTileVectors = 1, kTileRows = 4;
 
 #define EACH1(f) {f(x.a), f(x.b), f(x.c), f(x.d)}
 #define EACH2(f) {f(x.a, y.a), f(x.b, y.b), f(x.c, y.c), f(x.d, y.d)}
-inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
 inline F ld(const float *p) { return {vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}; }
 inline F ld_n(const float *p, int64_t n) {
     if (n == 16) return ld(p);
@@ -86,6 +85,12 @@ inline void st_f16(uint16_t *p, F x) {
     vst1q_u16(p, vreinterpretq_u16_f16(vcvt_high_f16_f32(vcvt_f16_f32(x.a), x.b)));
     vst1q_u16(p + 8, vreinterpretq_u16_f16(vcvt_high_f16_f32(vcvt_f16_f32(x.c), x.d)));
 }
+inline F bc_f16(const uint16_t *p) { return bc(vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(*p))), 0)); }
+inline F ld_i8(const int8_t *p) {
+    int8x16_t x = vld1q_s8(p);
+    int16x8_t y = vmovl_s8(vget_low_s8(x)), z = vmovl_high_s8(x);
+    return to_f({vmovl_s16(vget_low_s16(y)), vmovl_high_s16(y), vmovl_s16(vget_low_s16(z)), vmovl_high_s16(z)});
+}
 inline F ld_bf16(const uint16_t *p) {
     uint16x8_t x = vld1q_u16(p), y = vld1q_u16(p + 8);
     return {vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(x), 16)), vreinterpretq_f32_u32(vshll_high_n_u16(x, 16)),
@@ -93,6 +98,13 @@ inline F ld_bf16(const uint16_t *p) {
 }
 inline float fma1(float a, float b, float c) {
     return vget_lane_f32(vfma_f32(vdup_n_f32(c), vdup_n_f32(a), vdup_n_f32(b)), 0);
+}
+inline void prefetch(const void *p) {
+#if defined(__GNUC__)
+    __builtin_prefetch(p);
+#else
+    (void)p;
+#endif
 }
 inline float sqrt1(float x) { return vget_lane_f32(vsqrt_f32(vdup_n_f32(x)), 0); }
 inline void st_i8(int8_t *p, F x) {

@@ -147,7 +147,7 @@ def test_the_last_token_is_embedded(folder: Path, host: Host, backend: str) -> N
         table = np.memmap(folder / "model.safetensors", np.uint8, "r", begin, (ROWS, size // ROWS))
         held = Weights(tables={name: RawRows(kernel_layout(F16, WIDTH), table)})
         program = bestiary_kernels.Program(bestiary_kernels.isas()[-1], 1, 1)
-        plan = CpuPlan(graph, limits, held, program, lower(graph, held, program, (False, False)))
+        plan = CpuPlan(graph, limits, held, program, lower(graph, held, program, ("f32", "f32")))
     ids = np.array([0, ROWS - 1, 1 << 17], np.int32)
     found = plan.forward(Batch(ids, np.arange(3, dtype=np.int32)[None], np.zeros(3, np.int32),
                                np.arange(3, dtype=np.int32)), plan.new_cache())

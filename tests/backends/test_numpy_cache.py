@@ -140,7 +140,8 @@ def test_a_cache_of_fewer_bits_takes_less_memory_and_changes_little(kind: str) -
     # Heads of 4 columns: of q8_0, 4 bytes and their scale.
     assert cache.nbytes == 2 * 2 * WIDTH * len(IDS) * {"q8_0": 1.5, "f16": 2, "f32": 4}[kind]
     exact = plan().forward(batch(IDS), plan().new_cache())
-    np.testing.assert_allclose(logits, exact, atol=0.0 if kind == "f32" else 0.05)
+    bound = {"q8_0": 0.6, "f16": 0.05, "f32": 0.0}[kind]  # of logits that spread over 45
+    np.testing.assert_allclose(logits, exact, atol=bound)
 
 
 def test_cache_types_are_known_ones() -> None:

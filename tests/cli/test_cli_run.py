@@ -94,7 +94,7 @@ def test_run_quantizes_while_it_loads(cli: Cli, stories: Path) -> None:
 
 def test_cache_types_are_chosen(cli: Cli, model: Path) -> None:
     both = cli("run", "-m", model, "-n", "1", "--cache-type-k", "q8_0", "--cache-type-v", "f32")
-    assert "cache f16/f32" in both.err
+    assert "cache q8_0/f32" in both.err
     assert "cache f32" in cli("run", "-m", model, "--type", "q8_0", "-n", "1", "--memory-f32").err
 
 

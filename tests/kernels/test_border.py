@@ -119,6 +119,8 @@ def test_programs_check_every_slot() -> None:
         lambda: program.attention(x, x, x, x, 3, 1, 1.0, 0.0, 0, (), "f16", "f16", False),
         lambda: program.attention(x, x, x, x, 0, 0, 1.0, 0.0, 0, (), "f16", "f16", False),
         lambda: program.attention(x, x, x, x, 4, 4, 1.0, 0.0, 0, (1.0,), "f16", "f16", False),
+        lambda: program.attention(x, x, x, x, 4, 4, 1.0, 0.0, 0, (), "f16", "q3", False),
+        lambda: kernels.Cache(program, 1, 8, "f16", "q3"),
         lambda: program.run(0, 1),
         lambda: program.run(0, 0),
         lambda: program.commit(),

@@ -9,29 +9,35 @@
 namespace native {
 namespace {
 
-// How keys and values are stored. Another type needs a name here, its size, and its branch in `put`.
-constexpr const char *kTypes[] = {"f32", "f16"};
-constexpr int kTypeCount = 2;
-i64 bytes_of(int type, i64 numbers) { return numbers * (type == 1 ? 2 : 4); }
-void set_types(Attention &a, int k, int v) { a.k_f16 = k == 1, a.v_f16 = v == 1; }
-void put(uint8_t *to, int type, i64 i, float x) {
-    const uint16_t half = float_to_half(x);
-    if (type == 1) std::memcpy(to + 2 * i, &half, 2);
-    else std::memcpy(to + 4 * i, &x, 4);
+constexpr const char *kTypes[] = {"f32", "f16", "q8_0"};
+constexpr Held kHeld[] = {kHeldF32, kHeldF16, kHeldQ8};
+constexpr int kTypeCount = 3;
+
+// Number i of a key or value, and the scale that it shares where it is a code.
+void put(uint8_t *to, i64 i, uint8_t *scale, Held held, float x, Random &random) {
+    const uint16_t half = float_to_half(held == kHeldQ8 && !nan(x) ? 0.02f * random.number() : x);
+    if (held == kHeldF32) std::memcpy(to + 4 * i, &x, 4);
+    if (held == kHeldF16) std::memcpy(to + 2 * i, &half, 2);
+    if (held != kHeldQ8) return;
+    std::memcpy(scale, &half, 2);
+    to[i] = (uint8_t)(int8_t)(nan(x) ? 0 : 127.0f * x);
 }
 
-// One head's segment: keys [4][key_dim][64], values [256][value_stride].
+// One head's segment: keys [4][key_dim][64], values [256][value_stride]; table.h says where scales are.
 struct Segment {
     Fenced<uint8_t> k, v;
-    Segment(const Attention &a, int k_type, int v_type, i64 first, i64 seen, Random &random)
-        : k(bytes_of(k_type, kSegment * a.key_dim)), v(bytes_of(v_type, kSegment * a.value_stride)) {
+    Segment(const Attention &a, i64 first, i64 seen, Random &random)
+        : k(kSegment * held_bytes(a.k_held, a.key_dim)), v(kSegment * held_bytes(a.v_held, a.value_stride)) {
         for (i64 i = 0; i < kSegment; ++i) {
             const bool hidden = first + i >= seen;
+            uint8_t *keys = k.data() + i / kKeys * kKeys * held_bytes(a.k_held, a.key_dim);
             for (i64 d = 0; d < a.key_dim; ++d)
-                put(k.data(), k_type, (i / kKeys * a.key_dim + d) * kKeys + i % kKeys,
-                    hidden ? NAN : random.number());
+                put(keys, d * kKeys + i % kKeys, keys + a.key_dim * kKeys + 2 * (d / kBlock * kKeys + i % kKeys),
+                    a.k_held, hidden ? NAN : random.number(), random);
+            uint8_t *scales = v.data() + kSegment * a.value_stride + 2 * i * scale_count(a.value_stride);
             for (i64 d = 0; d < a.value_stride; ++d)
-                put(v.data(), v_type, i * a.value_stride + d, hidden ? NAN : d < a.value_dim ? random.number() : 0.0f);
+                put(v.data(), i * a.value_stride + d, scales + 2 * (d / kBlock), a.v_held,
+                    hidden ? NAN : d < a.value_dim ? random.number() : 0.0f, random);
         }
     }
 };
@@ -77,7 +83,7 @@ void one(const Table &reference, const Table &table, int k_type, int v_type, boo
     a.heads = shape.heads, a.kv_heads = shape.kv_heads, a.key_dim = shape.key_dim, a.value_dim = shape.value_dim;
     a.value_stride = round_up(a.value_dim, 16);
     a.scale = 0.7f, a.soft_cap = cap, a.window = window;
-    set_types(a, k_type, v_type);
+    a.k_held = kHeld[k_type], a.v_held = kHeld[v_type];
     Fenced<float> slope(a.heads);
     for (i64 h = 0; h < a.heads; ++h) slope[h] = 0.1f / (float)(h + 1);
     a.slopes = slopes ? slope.data() : nullptr;
@@ -94,7 +100,7 @@ void one(const Table &reference, const Table &table, int k_type, int v_type, boo
     for (i64 head = 0; head < a.kv_heads; ++head) {
         std::vector<std::unique_ptr<Segment>> segments;
         for (i64 at = 0; at < end; at += kSegment)
-            segments.push_back(std::make_unique<Segment>(a, k_type, v_type, at, end, random));
+            segments.push_back(std::make_unique<Segment>(a, at, end, random));
         Fenced<float> expected(rows * a.value_dim), got(rows * a.value_dim);
         attend(reference, a, queries, q, head, segments, oldest / kSegment, false, expected);
         for (i64 i = 0; i < expected.size(); ++i)

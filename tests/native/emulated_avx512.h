@@ -151,6 +151,13 @@ inline __m512i _mm512_cvtepu16_epi32(__m256i x) {
     for (int i = 0; i < 16; ++i) r.v[i] = from[i];
     return bits_as<__m512i>(r);
 }
+inline __m512i _mm512_cvtepi8_epi32(__m128i x) {
+    int8_t from[16];
+    std::memcpy(from, &x, 16);
+    Parts<int32_t> r;
+    for (int i = 0; i < 16; ++i) r.v[i] = from[i];
+    return bits_as<__m512i>(r);
+}
 inline __m512 _mm512_cvtph_ps(__m256i x) {
     float r[16];
     _mm256_storeu_ps(r, _mm256_cvtph_ps(_mm256_castsi256_si128(x)));
