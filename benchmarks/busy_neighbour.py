@@ -1,4 +1,4 @@
-"""What is left of the speed when another process keeps a core busy, or when more threads are asked than there are cores.
+"""What is left of the speed beside a process that keeps a core busy, and with more threads than there are cores.
 
     python benchmarks/busy_neighbour.py [MODEL] [--threads 2] [--over 8] [--tests decode,prefill] [--rounds 5]
         [--seconds 0.5] [--json FILE]
