@@ -191,6 +191,8 @@ class Engine:
         return generation.sequence
 
     def _admit(self) -> None:
+        if not self._waiting:
+            return
         free = set(range(len(self._held))) - {generation.sequence for generation in self._running}
         while self._waiting and free:
             generation = self._waiting.popleft()

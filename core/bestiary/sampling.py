@@ -92,7 +92,8 @@ def top_p(logits: Floats, s: Sampling, tokens: Sequence[int]) -> Floats:
     """Holtzman et al. 2019 (arXiv 1904.09751): the fewest tokens whose probabilities reach p."""
     if s.top_p >= 1:
         return logits
-    order = np.argsort(-logits, kind="stable")
+    left = np.flatnonzero(logits > -np.inf)  # few after top_k: sorting a whole vocabulary takes a millisecond
+    order = left[np.argsort(-logits[left], kind="stable")]
     total = np.cumsum(probabilities(logits[order]))
     return only(logits, order[:int(np.searchsorted(total, s.top_p)) + 1])
 

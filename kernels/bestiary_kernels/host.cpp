@@ -177,12 +177,20 @@ int physical_cores(const cpu_set_t &mask) {
 } // namespace
 #endif
 
+int allowed_cpus() {
+#if defined(__linux__)
+    cpu_set_t mask;
+    if (sched_getaffinity(0, sizeof mask, &mask) == 0) return CPU_COUNT(&mask);
+#endif
+    const int count = (int)std::thread::hardware_concurrency();
+    return count < 1 ? 1 : count;
+}
+
 int usable_threads() {
-    int count = (int)std::thread::hardware_concurrency();
+    int count = allowed_cpus();
 #if defined(__linux__)
     cpu_set_t mask;
     if (sched_getaffinity(0, sizeof mask, &mask) == 0) {
-        count = CPU_COUNT(&mask);
         const int cores = physical_cores(mask);
         if (cores > 0 && cores < count) count = cores;
     }

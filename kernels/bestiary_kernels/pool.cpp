@@ -96,8 +96,10 @@ Pool::~Pool() {
         return;
     }
     stop_.store(true);
-    step_.fetch_add(1);
-    wake(step_);
+    for (int i = 1; i < count_; ++i) {
+        cursors_[(size_t)i].value.store((uint64_t)(step_ + 1) << 32);
+        rouse(i);
+    }
     for (std::thread &thread : threads_) thread.join();
 }
 
@@ -107,18 +109,25 @@ void Pool::reserve(size_t bytes) {
     for (Memory &memory : scratch_) memory.grow(bytes);
 }
 
+// A worker waits for a step of its own: those that a step has no use for sleep on.
 void Pool::loop(int worker) {
-    uint32_t seen = 0;
-    for (;;) {
-        if (!spin([&] { return step_.load(std::memory_order_acquire) != seen; })) {
-            sleepers_.fetch_add(1);
-            while (step_.load() == seen) sleep_while(step_, seen);
-            sleepers_.fetch_sub(1);
+    Cursor &own = cursors_[(size_t)worker];
+    for (uint32_t seen = 0;;) {
+        if (!spin([&] { return own.step() != seen; })) {
+            own.asleep.store(1);
+            while (own.step() == seen) sleep_while(own.asleep, 1);
+            own.asleep.store(0);
         }
-        seen = step_.load(std::memory_order_acquire);
+        seen = own.step();
         if (stop_.load()) return;
-        if (worker < active_.load(std::memory_order_relaxed)) work(worker, seen);
+        work(worker, seen);
     }
+}
+
+// After its cursor was set: either it sees that before it sleeps, or it is seen to sleep here.
+void Pool::rouse(int worker) {
+    Cursor &cursor = cursors_[(size_t)worker];
+    if (cursor.asleep.load() && cursor.asleep.exchange(0)) wake(cursor.asleep);
 }
 
 void Pool::work(int worker, uint32_t step) {
@@ -130,26 +139,29 @@ void Pool::work(int worker, uint32_t step) {
             if ((uint32_t)(c >> 32) != step) return;
             const i64 chunk = (i64)(c >> 16 & 0xFFFF), end = (i64)(c & 0xFFFF);
             if (chunk >= end) break;
-            if (!cursor.compare_exchange_weak(c, c + 0x10000, std::memory_order_acq_rel, std::memory_order_acquire))
+            // Half of what is left at most: near the end the pieces are small, and nobody waits long for another.
+            const i64 half = (end - chunk + 1) / 2, most = most_.load(std::memory_order_relaxed);
+            const i64 count = half < most ? half : most;
+            if (!cursor.compare_exchange_weak(c, c + ((uint64_t)count << 16), std::memory_order_acq_rel,
+                                              std::memory_order_acquire))
                 continue;
-            function_(argument_, base_ + chunk, worker); // the step cannot end before this chunk does
-            if (remaining_.fetch_sub(1) == 1 && waiting_.load()) wake(remaining_);
+            function_(argument_, base_ + chunk, base_ + chunk + count, worker); // the step cannot end before
+            if (remaining_.fetch_sub((uint32_t)count) == (uint32_t)count && waiting_.load()) wake(remaining_);
             c = cursor.load(std::memory_order_acquire);
         }
     }
 }
 
 void Pool::publish(i64 chunks, Function function, void *argument, int active) {
-    const uint32_t step = step_.load(std::memory_order_relaxed) + 1;
+    const uint32_t step = ++step_;
     function_ = function, argument_ = argument;
     active_.store(active, std::memory_order_relaxed);
     remaining_.store((uint32_t)chunks);
     for (int i = 0; i < active; ++i) {
         const uint64_t begin = (uint64_t)(chunks * i / active), end = (uint64_t)(chunks * (i + 1) / active);
-        cursors_[(size_t)i].value.store((uint64_t)step << 32 | begin << 16 | end, std::memory_order_release);
+        cursors_[(size_t)i].value.store((uint64_t)step << 32 | begin << 16 | end);
     }
-    step_.store(step);
-    if (sleepers_.load() > 0) wake(step_);
+    for (int i = 1; i < active; ++i) rouse(i);
     work(0, step);
     if (spin([&] { return remaining_.load(std::memory_order_acquire) == 0; })) return;
     waiting_.store(1);
@@ -157,12 +169,13 @@ void Pool::publish(i64 chunks, Function function, void *argument, int active) {
     waiting_.store(0);
 }
 
-void Pool::run(i64 chunks, Function function, void *argument, int active) {
+void Pool::run(i64 chunks, i64 most, Function function, void *argument, int active) {
     if (active > count_) active = count_;
     if (chunks <= 1 || active <= 1) {
-        for (i64 i = 0; i < chunks; ++i) function(argument, i, 0);
+        if (chunks > 0) function(argument, 0, chunks, 0);
         return;
     }
+    most_.store(most, std::memory_order_relaxed);
     for (i64 first = 0; first < chunks; first += kMostChunks) {
         base_ = first;
         publish(chunks - first < kMostChunks ? chunks - first : kMostChunks, function, argument, active);

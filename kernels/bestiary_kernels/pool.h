@@ -12,15 +12,16 @@ namespace bestiary {
 
 class Pool {
   public:
-    using Function = void (*)(void *argument, i64 chunk, int worker);
+    using Function = void (*)(void *argument, i64 first, i64 last, int worker);
     explicit Pool(int threads);
     ~Pool();
     Pool(const Pool &) = delete;
     Pool &operator=(const Pool &) = delete;
 
     int threads() const { return count_; } // may be fewer than asked for: see the constructor
-    // Runs function(argument, chunk, worker) for every chunk, on at most `active` threads, and returns when all are done.
-    void run(i64 chunks, Function function, void *argument, int active);
+    // Runs function(argument, first, last, worker) over ranges of at most `most` chunks that cover all of them, on at
+    // most `active` threads, and returns when all are done.
+    void run(i64 chunks, i64 most, Function function, void *argument, int active);
     // Scratch memory of a worker; `reserve` before `run`.
     uint8_t *scratch(int worker) const { return scratch_[(size_t)worker].data(); }
     void reserve(size_t bytes);
@@ -30,10 +31,14 @@ class Pool {
   private:
     struct alignas(64) Cursor {
         std::atomic<uint64_t> value{0}; // step (32 bits), next chunk (16), end (16): a late thread cannot take a later
-    };                                  // step's chunk, because its compare-and-swap carries the step
+                                        // step's chunk, because its compare-and-swap carries the step
+        std::atomic<uint32_t> asleep{0}; // its worker is, or is about to be
+        uint32_t step() const { return (uint32_t)(value.load() >> 32); }
+    };
     void loop(int worker);
     void work(int worker, uint32_t step);
     void publish(i64 chunks, Function function, void *argument, int active);
+    void rouse(int worker);
 
     int count_;
     i64 process_;
@@ -43,9 +48,9 @@ class Pool {
     Function function_ = nullptr;
     void *argument_ = nullptr;
     i64 base_ = 0;
+    std::atomic<i64> most_{1};
     std::atomic<int> active_{1};
-    alignas(64) std::atomic<uint32_t> step_{0};
-    std::atomic<int> sleepers_{0};
+    uint32_t step_ = 0; // the last that was published
     std::atomic<bool> stop_{false};
     alignas(64) std::atomic<uint32_t> remaining_{0};
     std::atomic<int> waiting_{0};
@@ -53,6 +58,8 @@ class Pool {
 
 i64 process_id();
 
+// Processors that the affinity mask allows; at least 1.
+int allowed_cpus();
 // The least of the affinity mask, the control group's quota (rounded down) and the physical cores; at least 1.
 int usable_threads();
 

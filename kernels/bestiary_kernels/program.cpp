@@ -45,11 +45,13 @@ int Program::add_cache_layer(const CacheLayer &layer) {
 
 void Program::add_step(Step s) {
     if (s.op == kLinearQuantized || s.op == kLinearPlain) {
-        for (size_t i = 0; i < s.parts.size(); ++i) {
-            const Matrix &m = *s.parts[i].matrix;
-            const i64 count = std::max<i64>(2, kChunkBytes / m.group_bytes / 2 * 2); // pairs share a panel
-            for (i64 g = 0; g < m.groups; g += count) s.chunks.push_back({(int)i, g, std::min(m.groups, g + count)});
+        i64 pairs = 0, largest = 1; // pairs of row groups share a panel
+        for (Part &part : s.parts) {
+            part.pair0 = pairs;
+            part.pair1 = pairs += (part.matrix->groups + 1) / 2;
+            largest = std::max(largest, 2 * part.matrix->group_bytes);
         }
+        s.most_pairs = std::max<i64>(1, kChunkBytes / largest);
     }
     if (s.op == kQuantize) {
         most_blocks_ = std::max(most_blocks_, (s.width + kBlock - 1) / kBlock);
@@ -66,15 +68,22 @@ void Program::add_experts(Step s, i64 first) {
     add_step(std::move(s));
 }
 
-template <typename F> void Program::parallel(i64 chunks, F function, bool share) {
-    pool_->run(chunks, [](void *f, i64 chunk, int worker) { (*static_cast<F *>(f))(chunk, worker); }, &function,
+template <typename F> void Program::parallel_ranges(i64 chunks, i64 most, F function, bool share) {
+    pool_->run(chunks, most,
+               [](void *f, i64 first, i64 last, int worker) { (*static_cast<F *>(f))(first, last, worker); }, &function,
                !share ? 1 : tokens_ > 1 ? threads_prefill_ : threads_);
+}
+
+template <typename F> void Program::parallel(i64 chunks, F function, bool share) {
+    parallel_ranges(chunks, 1, [&](i64 first, i64 last, int worker) {
+        for (; first < last; ++first) function(first, worker);
+    }, share);
 }
 
 void Program::begin(const std::shared_ptr<Cache> &given, i64 tokens, const int32_t *ids, i64 streams, const int32_t *positions,
                     const int32_t *sequences, i64 wanted, const int32_t *which, const i64 *prefixes) {
     if (pool_ && !pool_->alive()) pool_.release(); // after a fork: its threads and their stacks are gone
-    if (!pool_) pool_.reset(new Pool(std::max(threads_, threads_prefill_)));
+    if (!pool_) pool_.reset(new Pool(std::min(std::max(threads_, threads_prefill_), allowed_cpus()))); // more are slower
     Cache *cache = given.get();
     end();
     tokens_ = wanted_ = 0; // no slot has rows until all of this has succeeded
@@ -308,16 +317,19 @@ void Program::place_codes(const Step &s, i64 rows) {
 
 void Program::linear(const Step &s, i64 rows) {
     if (!rows) return;
-    parallel((i64)s.chunks.size(), [&](i64 chunk, int worker) {
-        const Chunk &c = s.chunks[(size_t)chunk];
-        const Part &part = s.parts[(size_t)c.part];
-        float *out = at(part.slot, 0);
-        const i64 stride = slots_[(size_t)part.slot].stride;
+    parallel_ranges(s.parts.back().pair1, s.most_pairs, [&](i64 first, i64 last, int worker) {
         uint8_t *scratch = pool_->scratch(worker);
-        if (s.op == kLinearQuantized)
-            table_->linear_quantized(*part.matrix, input_, sums_[(size_t)part.correction].values,
-                                     sums_[(size_t)part.sums].values, c.g0, c.g1, part.bias, out, stride, scratch);
-        else table_->linear_plain(*part.matrix, packed_, rows, c.g0, c.g1, part.bias, out, stride, scratch);
+        for (const Part &part : s.parts) {
+            const i64 g0 = 2 * (std::max(first, part.pair0) - part.pair0);
+            const i64 g1 = std::min(part.matrix->groups, 2 * (std::min(last, part.pair1) - part.pair0));
+            if (g0 >= g1) continue;
+            float *out = at(part.slot, 0);
+            const i64 stride = slots_[(size_t)part.slot].stride;
+            if (s.op == kLinearQuantized)
+                table_->linear_quantized(*part.matrix, input_, sums_[(size_t)part.correction].values,
+                                         sums_[(size_t)part.sums].values, g0, g1, part.bias, out, stride, scratch);
+            else table_->linear_plain(*part.matrix, packed_, rows, g0, g1, part.bias, out, stride, scratch);
+        }
     });
 }
 

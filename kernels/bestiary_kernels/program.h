@@ -19,11 +19,7 @@ struct Part {
     const Matrix *matrix = nullptr;
     const float *bias = nullptr;
     int slot = 0, correction = 0, sums = 0; // indices into the quantize step's list of factors
-};
-
-struct Chunk {
-    int part;
-    i64 g0, g1;
+    i64 pair0 = 0, pair1 = 0;               // its pairs of row groups among those of the step
 };
 
 struct Step {
@@ -45,7 +41,7 @@ struct Step {
     std::vector<double> frequencies;
     // linear
     std::vector<Part> parts;
-    std::vector<Chunk> chunks;
+    i64 most_pairs = 1; // that a thread takes at a time
     std::vector<std::pair<int32_t, bool>> factors; // quantize: (factor, by halves)
     // attention
     Attention attention = {};
@@ -117,6 +113,7 @@ class Program {
     void experts(const Step &s, i64 rows);
     i64 rows_of(const Step &s) const { return inner_rows_ >= 0 ? inner_rows_ : s.tail ? wanted_ : tokens_; }
     template <typename F> void parallel(i64 chunks, F function, bool share = true);
+    template <typename F> void parallel_ranges(i64 chunks, i64 most, F function, bool share = true);
     float *at(int slot, i64 t) const { return slots_[(size_t)slot].data + t * slots_[(size_t)slot].stride; }
 
     const Table *table_;

@@ -154,14 +154,44 @@ def test_a_cache_that_was_copied_and_truncated_goes_on_with_the_same_bits(lab: L
     np.testing.assert_array_equal(plan.forward(lab.batch(ids[100:], 100), cache), whole[100:])
 
 
-def test_only_the_wanted_tokens_are_computed_and_they_are_the_same(lab: Lab) -> None:
-    graph = lab.llama()
-    plan = CpuBackend(FAST).compile(graph, lab.weights(graph, QUANTIZERS[-1]), lab.limits())
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("output", ["logits", "hidden"])
+def test_only_the_wanted_tokens_are_computed_and_they_are_the_same(lab: Lab, variant: dict[str, Any],
+                                                                   output: str) -> None:
+    graph = lab.llama(**variant)
+    plan = CpuBackend(FAST).compile(graph, lab.weights(graph, QUANTIZERS[-1]), lab.limits(threads=2))
     ids = lab.ids(45)
-    whole = lab.prefill(plan, ids)
+    whole = plan.forward(lab.batch(ids), plan.new_cache(), output)
     for wanted in ([44], [3, 1, 40], [], [7] * 2):
-        got = plan.forward(lab.batch(ids, wanted=wanted), plan.new_cache())
+        got = plan.forward(lab.batch(ids, wanted=wanted), plan.new_cache(), output)
         np.testing.assert_array_equal(got, whole[wanted])
+
+
+def test_wanted_tokens_of_several_sequences_in_any_order_are_the_same(lab: Lab) -> None:
+    graph = lab.llama()
+    plan = CpuBackend(FAST).compile(graph, lab.weights(graph, QUANTIZERS[-1]), lab.limits(threads=2))
+    ids, sequences = lab.ids(300), np.arange(300, dtype=np.int32) * 7 % 3
+    positions = np.array([[np.sum(sequences[:i] == s) for i, s in enumerate(sequences)]], np.int32)
+    whole = plan.forward(Batch(ids, positions, sequences, np.arange(300, dtype=np.int32)), plan.new_cache())
+    for wanted in ([299, 298, 297], [5, 200, 5, 0, 299], [1]):
+        cache = plan.new_cache()
+        first = plan.forward(Batch(ids[:200], positions[:, :200], sequences[:200], np.empty(0, np.int32)), cache)
+        assert first.shape == (0, graph.vocabulary)
+        rest = [i - 200 for i in wanted if i >= 200]
+        got = plan.forward(Batch(ids[200:], positions[:, 200:], sequences[200:], np.array(rest, np.int32)), cache)
+        np.testing.assert_array_equal(got, whole[[i + 200 for i in rest]])
+        got = plan.forward(Batch(ids, positions, sequences, np.array(wanted, np.int32)), plan.new_cache())
+        np.testing.assert_array_equal(got, whole[wanted])
+
+
+def test_behind_the_last_keys_and_values_only_the_wanted_tokens_have_rows(lab: Lab) -> None:
+    from bestiary_plugins.backends.cpu_lower import tails
+
+    graph = lab.llama(layers=2)
+    full = [node.op for node, tail in zip(graph.nodes, tails(graph), strict=True) if not tail]
+    assert full.count("attention") == 1  # the first layer's
+    assert full.count("linear") == 7 + 2  # the first layer's, and the second's k and v
+    assert full.count("rope") == 2 + 1
 
 
 def test_a_graph_that_was_cut_gives_the_same_bits(lab: Lab) -> None:

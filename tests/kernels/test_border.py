@@ -176,9 +176,13 @@ def test_steps_and_slots_agree_on_whose_rows_they_have() -> None:
         lambda: program.embed_matrix(tail, matrix, False),
         lambda: program.rope(full, tail, 0, 64, 0, False),
         lambda: program.rope(tail, full, 0, 64, 0, False),
+        lambda: program.rope(full, full, 0, 64, 0, True),
         *(lambda slots=slots: program.attention(*slots, 1, 1, 1.0, 0.0, 0, (), "f16", "f16", False)
           for slots in ((tail, full, full, full), (full, tail, full, full), (full, full, tail, full),
                         (full, full, full, tail))),
+        *(lambda slots=slots: program.attention(*slots, 1, 1, 1.0, 0.0, 0, (), "f16", "f16", True)
+          for slots in ((full, full, full, tail), (tail, tail, full, tail), (tail, full, tail, tail),
+                        (tail, full, full, full))),
     ]
     for is_tail in (False, True):
         here, other = (tail, full) if is_tail else (full, tail)
