@@ -66,6 +66,10 @@ BESTIARY_INLINE void add_products(I &s, I w, __m256i x, bool first) {
     s = first ? d : plus16(s, d);
     here(s);
 }
+inline I signed_products(I w, __m256i x) { // as int32
+    return times({_mm256_maddubs_epi16(_mm256_abs_epi8(w.a), _mm256_sign_epi8(x, w.a)),
+                  _mm256_maddubs_epi16(_mm256_abs_epi8(w.b), _mm256_sign_epi8(x, w.b))}, 1);
+}
 inline I whole(I x) { return kVnni ? x : times(x, 1); }
 
 inline void store(uint8_t *p, I x) {
@@ -128,16 +132,55 @@ template <int Kind, bool Half> BESTIARY_INLINE void dot(const uint8_t *p, I book
     for (int j = 0; j < 4; ++j) {
         I w0, w1;
         pair<Kind>(p, j, more, w0, w1);
-        add_products(s[0], w0, four(a + 4 * j), !j);
-        add_products(s[split], w1, four(a + 16 + 4 * j), split && !j);
+        if constexpr (bytes(Kind)) { // one token is too few to prepare signs for
+            const I d0 = signed_products(less128(w0), four(a + 4 * j));
+            const I d1 = signed_products(less128(w1), four(a + 16 + 4 * j));
+            s[0] = j ? addi(s[0], d0) : d0;
+            here(s[0]);
+            s[split] = j || !split ? addi(s[split], d1) : d1;
+            here(s[split]);
+        } else {
+            add_products(s[0], w0, four(a + 4 * j), !j);
+            add_products(s[split], w1, four(a + 16 + 4 * j), split && !j);
+        }
     }
-    s[0] = whole(s[0]);
-    if (split) s[1] = whole(s[1]);
+    if (!bytes(Kind)) s[0] = whole(s[0]);
+    if (split && !bytes(Kind)) s[1] = whole(s[1]);
     if (split && !Half) s[0] = addi(s[0], s[1]);
 }
 
+// Levels of a codebook stay unsigned, and activations are cut into 16 * high + low with both in -8..8: an int16 holds
+// 16 products (16 * 255 * 8), which is fewer steps than the signs of `product` take.
+void cut(const int8_t *codes, i64 blocks, int8_t *to) {
+    const __m256i eight = _mm256_set1_epi8(8), low = _mm256_set1_epi8(15);
+    for (i64 b = 0; b < blocks; ++b, codes += kBlock, to += 2 * kBlock) {
+        const __m256i a = load256(codes), up = _mm256_add_epi8(_mm256_abs_epi8(a), eight); // at most 135, unsigned
+        const __m256i high = _mm256_and_si256(_mm256_srli_epi16(up, 4), low);
+        const __m256i rest = _mm256_sub_epi8(_mm256_and_si256(up, low), eight);
+        _mm256_storeu_si256((__m256i *)to, _mm256_sign_epi8(high, a));
+        _mm256_storeu_si256((__m256i *)(to + kBlock), _mm256_sign_epi8(rest, a));
+    }
+}
+
+template <bool Half> BESTIARY_INLINE void dot_cut(const uint8_t *p, I book, const int8_t *a, I *s) {
+    I high, low;
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+        const int quad = Half ? i : i / 2 + i % 2 * 4; // by halves, or as they are stored
+        const I w = load(p + quad % 4 * 64);
+        I level;
+        if (quad < 4) level = look_up(book, low4(w));
+        else level = look_up(book, high4(w));
+        const bool first = !i || (Half && i == 4);
+        add_products(high, level, four(a + 4 * quad), first);
+        add_products(low, level, four(a + kBlock + 4 * quad), first);
+        if (i == 7 || (Half && i == 3)) s[Half && i == 7] = addi(times(low, 1), times(high, 16));
+    }
+}
+
+// cut_codes: from `cut`, for a codebook.
 template <int Kind, bool Half, bool Minimum, bool Wide>
-F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int32_t *correction,
+F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int8_t *cut_codes, const int32_t *correction,
          const int32_t *sums) {
     constexpr int parts = Half ? 2 : 1;
     constexpr i64 step = Wide ? 64 : 32;
@@ -148,19 +191,21 @@ F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int32_t *corr
         if (!left) header = p, p += m.header, left = m.span;
         fetch<Kind>(p + kAhead);
         I s[2];
-        dot<Kind, Half>(p, book, in.codes + b * kBlock, s);
+        if constexpr (bytes(Kind) && Kind == kBook) dot_cut<Half>(p, book, cut_codes + b * 2 * kBlock, s);
+        else dot<Kind, Half>(p, book, in.codes + b * kBlock, s);
         p += code_bytes(Kind);
 #pragma GCC unroll 2
         for (int part = 0; part < parts; ++part) {
             const i64 at = b * parts + part;
-            total = scaled<Minimum, Wide>(total, addi(s[part], bci(correction[at])), Minimum ? sums[at] : 0,
+            const int32_t moved = bytes(Kind) && Kind == kByte ? 128 * sums[at] : 0;
+            total = scaled<Minimum, Wide>(total, addi(s[part], bci(correction[at] + moved)), Minimum ? sums[at] : 0,
                                           header + part * step, parts, in.scales[b]);
         }
     }
     return total;
 }
 
-// ---------------------------------------------------------------- few tokens and signed bytes, without VNNI
+// ---------------------------------------------------------------- 2 to 8 tokens and signed bytes, without VNNI
 
 // Here it is the activations whose sign goes to the other factor, so that bytes are multiplied as they stand, and
 // levels as they are looked up. The mask that turns a byte round flips its 128 too.
@@ -170,15 +215,13 @@ struct Signed {
 };
 constexpr i64 kFew = 8;
 
-// w: the weights that come next, which are fetched meanwhile.
-template <int Kind, bool Half>
-void give_signs(const uint8_t *w, const Input &in, const int32_t *correction, const int32_t *sums, const Signed &to) {
+template <bool Half>
+void give_signs(const Input &in, const int32_t *correction, const int32_t *sums, const Signed &to) {
     constexpr int parts = Half ? 2 : 1;
     const __m256i flip = _mm256_set1_epi8(-128), zero = _mm256_setzero_si256();
     const int8_t *from = in.codes;
     int8_t *codes = to.codes;
-    for (i64 b = 0; b < in.blocks; ++b) {
-        fetch<Kind>(w + kAhead), w += code_bytes(Kind) + 32;
+    for (i64 b = 0; b < in.blocks; ++b)
         for (i64 t = 0; t < in.tokens; ++t, from += kBlock, codes += 2 * kBlock) {
             const __m256i a = load256(from), size = _mm256_abs_epi8(a), below = _mm256_cmpgt_epi8(zero, a);
             _mm256_storeu_si256((__m256i *)codes, size);
@@ -193,7 +236,6 @@ void give_signs(const uint8_t *w, const Input &in, const int32_t *correction, co
                 to.offsets[at] = correction[at] + 128 * sums[at] + _mm_cvtsi128_si32(sum);
             }
         }
-    }
 }
 
 // Sixteen rows and tokens t0...
@@ -385,19 +427,22 @@ template <int Kind, bool Half, bool Minimum>
 void groups(const Matrix &m, const Input &in, const int32_t *correction, const int32_t *sums, i64 g0, i64 g1,
             const float *bias, float *out, i64 stride, uint8_t *scratch) {
     if constexpr (bytes(Kind)) {
-        if (in.tokens <= kFew) {
+        if (in.tokens > 1 && in.tokens <= kFew) {
             const Signed x = {(int8_t *)scratch, (int32_t *)(scratch + in.blocks * in.tokens * 2 * kBlock)};
-            give_signs<Kind, Half>(m.data + g0 * m.group_bytes, in, correction, sums, x);
+            give_signs<Half>(in, correction, sums, x);
             for (i64 g = g0; g < g1; ++g)
                 for (i64 t = 0; t < in.tokens; t += kTile)
                     few<kTile, Kind, Half, Minimum>(m, in, x, sums, t, g, bias, out, stride);
             return;
         }
-    } else if (in.tokens == 1) {
+    }
+    if (in.tokens == 1) {
+        int8_t *cut_codes = (int8_t *)scratch;
+        if (bytes(Kind) && Kind == kBook) cut(in.codes, m.blocks, cut_codes);
         for (i64 g = g0; g < g1; ++g) {
             const uint8_t *w = m.data + g * m.group_bytes;
-            put(out, m.wide ? matvec<Kind, Half, Minimum, true>(m, w, in, correction, sums)
-                            : matvec<Kind, Half, Minimum, false>(m, w, in, correction, sums),
+            put(out, m.wide ? matvec<Kind, Half, Minimum, true>(m, w, in, cut_codes, correction, sums)
+                            : matvec<Kind, Half, Minimum, false>(m, w, in, cut_codes, correction, sums),
                 bias, g * 16, m.rows);
         }
         return;
