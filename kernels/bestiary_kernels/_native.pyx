@@ -768,8 +768,8 @@ cdef class Program:
             raise ValueError(f"attention of {heads} heads with {kv_heads} key heads")
         layer.kv_heads, layer.k_held, layer.v_held = kv_heads, _held(keys), _held(values)
         layer.key_dim, layer.value_dim = self._width(k) // kv_heads, self._width(v) // kv_heads
-        for slot in (k, v):
-            self._need(slot, self._width(slot), False)
+        self._need(k, self._width(k), False)  # no loop: Cython would take its variable for a truth value
+        self._need(v, self._width(v), False)
         self._need(q, self._width(q), tail)
         self._need(out, heads * layer.value_dim, tail)
         s.cache = self.program.get().add_cache_layer(layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -162,6 +163,20 @@ def test_a_rope_that_leaves_its_head_is_refused() -> None:
     for start in (33, 2**63 - 32, 2**63 - 1):
         with pytest.raises(ValueError, match="rope table 0"):
             program.rope(x, x, 0, 64, start, False)
+
+
+def test_attention_of_the_wanted_tokens_takes_slots_of_any_number() -> None:
+    for order in itertools.permutations(range(4)):
+        program = kernels.Program("scalar", 1, 1)
+        tails, slots = (True, False, False, True), [0] * 4  # q, k, v and what comes out
+        for place in order:
+            slots[place] = program.slot(64, tails[place])
+        program.attention(*slots, 1, 1, 1.0, 0.0, 0, (), True, True, True)
+        for place in range(4):
+            wrong = list(slots)
+            wrong[place] = program.slot(64, not tails[place])
+            with pytest.raises(ValueError, match=f"slot {wrong[place]} has the rows of"):
+                program.attention(*wrong, 1, 1, 1.0, 0.0, 0, (), True, True, True)
 
 
 def test_steps_and_slots_agree_on_whose_rows_they_have() -> None:
