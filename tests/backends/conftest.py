@@ -17,6 +17,12 @@ from bestiary.tensor import ArrayTensor, BlockTensor, Tensor
 Floats = NDArray[np.float32]
 
 
+@pytest.fixture(autouse=True)
+def _more_threads_than_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three threads share the work in another way than two, on whatever machine."""
+    monkeypatch.setenv("BESTIARY_OVERSUBSCRIBE", "1")
+
+
 class Lab:
     """Makes graphs, weights and batches."""
 
