@@ -171,7 +171,7 @@ def test_attention_of_the_wanted_tokens_takes_slots_of_any_number() -> None:
         tails, slots = (True, False, False, True), [0] * 4  # q, k, v and what comes out
         for place in order:
             slots[place] = program.slot(64, tails[place])
-        program.attention(*slots, 1, 1, 1.0, 0.0, 0, (), True, True, True)
+        program.attention(*slots, 1, 1, 1.0, 0.0, 0, (), "f16", "f16", True)
         for place in range(4):
             wrong = list(slots)
             wrong[place] = program.slot(64, not tails[place])
