@@ -176,7 +176,7 @@ def test_attention_of_the_wanted_tokens_takes_slots_of_any_number() -> None:
             wrong = list(slots)
             wrong[place] = program.slot(64, not tails[place])
             with pytest.raises(ValueError, match=f"slot {wrong[place]} has the rows of"):
-                program.attention(*wrong, 1, 1, 1.0, 0.0, 0, (), True, True, True)
+                program.attention(*wrong, 1, 1, 1.0, 0.0, 0, (), "f16", "f16", True)
 
 
 def test_steps_and_slots_agree_on_whose_rows_they_have() -> None:
