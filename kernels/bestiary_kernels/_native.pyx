@@ -45,7 +45,6 @@ cdef extern from "memory.h" namespace "bestiary":
     cdef cppclass Memory:
         Memory() except +
         Memory(size_t) except +
-        Memory(size_t, cbool) except +
         unsigned char *data()
         void populate(const unsigned char *, size_t) noexcept nogil
         void grow(size_t) except +
@@ -428,7 +427,7 @@ cdef class Matrix:
         if size > _LARGEST:
             raise MemoryError(f"a matrix of {size} bytes")
         self.nbytes = size
-        self.memory.reset(new Memory(size, False))
+        self.memory.reset(new Memory(size))
         self.matrix.data = self.memory.get().data()
 
     def __init__(self, *unused, **also_unused):

@@ -291,7 +291,7 @@ inline void plain_tile(const uint8_t *w, i64 apart, const float *x, i64 columns,
         for (int g = 0; g < Groups; ++g) s[t][g] = bc(0.0f);
     for (i64 c = 0; c < columns; ++c, w += 16 * Load::size) {
         F a[Groups];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int g = 0; g < Groups; ++g) {
             a[g] = Load::at(w + g * apart);
             // One token or two ask for their weights fast enough for the processor to foresee them.
@@ -301,7 +301,7 @@ inline void plain_tile(const uint8_t *w, i64 apart, const float *x, i64 columns,
 #pragma GCC unroll 8
         for (int t = 0; t < Tokens; ++t) {
             const F b = bc(x[t * kSlab + c]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
             for (int g = 0; g < Groups; ++g) s[t][g] = fma_(a[g], b, s[t][g]);
         }
     }
@@ -321,7 +321,7 @@ inline void plain_tile_of(i64 tokens, const uint8_t *w, i64 apart, const float *
 // All tokens in tiles of nearly one size: a small one at the end would wait for its own sums.
 template <typename Load, int Groups>
 inline void plain_tokens(const uint8_t *w, i64 apart, const float *x, i64 tokens, i64 columns, float *acc) {
-    constexpr int most_tokens = Groups == 2 ? kTileTokens : kAloneTokens;
+    constexpr int most_tokens = Groups == 4 ? 1 : Groups == 2 ? kTileTokens : kAloneTokens;
     i64 t = 0;
     for (i64 tiles = (tokens + most_tokens - 1) / most_tokens; tiles; --tiles) {
         const i64 n = (tokens - t + tiles - 1) / tiles;
@@ -357,6 +357,8 @@ template <typename Load>
 void plain_all(const Matrix &m, const float *x, i64 tokens, i64 g0, i64 g1, const float *bias, float *out, i64 stride,
                uint8_t *scratch) {
     i64 g = g0;
+    if (tokens == 1) // four streams of weights: a core alone reads memory faster so
+        for (; g + 4 <= g1; g += 4) plain_groups<Load, 4>(m, x, tokens, g, bias, out, stride, scratch);
     if (kAloneTokens == kTileTokens || tokens <= kPairTokens || tokens > kPanelTokens)
         for (; g + 2 <= g1; g += 2) plain_groups<Load, 2>(m, x, tokens, g, bias, out, stride, scratch);
     for (; g < g1; ++g) plain_groups<Load, 1>(m, x, tokens, g, bias, out, stride, scratch);

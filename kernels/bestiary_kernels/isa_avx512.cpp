@@ -42,8 +42,6 @@ F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int32_t *corr
     const uint8_t *header = p;
     for (i64 b = 0, left = 0; b < m.blocks; ++b, --left) {
         if (!left) header = p, p += m.header, left = m.span;
-        for (int i = 0; i < (Kind == kFive ? 320 : Kind == kByte ? 512 : 256); i += 64)
-            _mm_prefetch((const char *)p + kAhead + i, _MM_HINT_T0);
         const int8_t *a = in.codes + b * kBlock;
         I s[2] = {_mm512_set1_epi32(correction[b * parts]), Half ? _mm512_set1_epi32(correction[b * parts + parts - 1])
                                                                  : _mm512_setzero_si512()};

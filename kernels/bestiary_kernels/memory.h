@@ -1,6 +1,8 @@
-// Zeroed memory on page boundaries, in huge pages where the system has them and they are asked for.
+// Zeroed memory on page boundaries, in huge pages where the system has them, and has them quickly.
 // BESTIARY_GUARD_PAGES=after (or before), for tests: every piece ends (or begins) at a page that nobody may touch.
 #pragma once
+#include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
@@ -17,15 +19,14 @@ namespace bestiary {
 class Memory {
   public:
     Memory() = default;
-    explicit Memory(size_t size, bool huge_pages = true) : size_(size) {
+    explicit Memory(size_t size) : size_(size) {
         if (!size) return;
 #if defined(BESTIARY_MAPPED)
         if (const char *side = std::getenv("BESTIARY_GUARD_PAGES")) {
             guard(size, std::strcmp(side, "before") != 0);
             return;
         }
-        constexpr size_t huge = size_t(2) << 20;
-        huge_pages = huge_pages && size >= huge;
+        const bool huge_pages = size >= huge && !slow_.load(std::memory_order_relaxed);
         mapped_ = huge_pages ? size + huge : size;
         base_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (base_ == MAP_FAILED) base_ = nullptr;
@@ -36,7 +37,6 @@ class Memory {
             madvise(data_, size, MADV_HUGEPAGE);
         }
 #else
-        (void)huge_pages;
         base_ = ::operator new(size, std::align_val_t{64}, std::nothrow);
         if (!base_) throw std::bad_alloc();
         data_ = static_cast<unsigned char *>(base_);
@@ -59,13 +59,20 @@ class Memory {
     }
     unsigned char *data() const { return data_; }
     size_t size() const { return size_; }
-    // Has the system find the pages of `count` bytes at once, which is quicker than at the first write to each.
+    // Has the system find the pages of `count` bytes at once, which is quicker than at the first write to each. Where
+    // huge pages take long (a virtual machine that gives free ones back to its host), the rest do without.
     void populate(const unsigned char *from, size_t count) const {
 #if defined(BESTIARY_MAPPED)
         const size_t page = (size_t)sysconf(_SC_PAGESIZE);
         const size_t first = (reinterpret_cast<size_t>(from) + page - 1) / page * page;
         const size_t last = (reinterpret_cast<size_t>(from) + count) / page * page;
-        if (first < last && !guarded_) madvise(reinterpret_cast<void *>(first), last - first, 23); // MADV_POPULATE_WRITE
+        if (first >= last || guarded_) return;
+        if (slow_.load(std::memory_order_relaxed)) madvise(base_, mapped_, MADV_NOHUGEPAGE);
+        const auto begin = std::chrono::steady_clock::now();
+        madvise(reinterpret_cast<void *>(first), last - first, 23); // MADV_POPULATE_WRITE
+        const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+        if (last - first >= huge && taken.count() * 1e9 > (double)(last - first)) // less than 1 GB/s
+            slow_.store(true, std::memory_order_relaxed);
 #else
         (void)from, (void)count;
 #endif
@@ -76,6 +83,9 @@ class Memory {
 
   private:
 #if defined(BESTIARY_MAPPED)
+    static constexpr size_t huge = size_t(2) << 20;
+    inline static std::atomic<bool> slow_{false};
+
     void guard(size_t size, bool after) {
         const size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (size + page - 1) / page * page;
         mapped_ = whole + 2 * page;

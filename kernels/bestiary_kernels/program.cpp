@@ -10,7 +10,7 @@ namespace bestiary {
 
 namespace {
 
-constexpr i64 kChunkBytes = 64 << 10; // weights of a chunk of a linear step
+constexpr i64 kChunkBytes = 256 << 10; // weights of a chunk of a linear step
 constexpr i64 kChunkWork = 16 << 10;  // numbers of a chunk of any other step
 constexpr i64 kTogether = 8;          // rows that pass through such steps together: what a core's cache holds
 

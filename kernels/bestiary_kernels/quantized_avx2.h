@@ -178,31 +178,49 @@ template <bool Half> BESTIARY_INLINE void dot_cut(const uint8_t *p, I book, cons
     }
 }
 
-// cut_codes: from `cut`, for a codebook.
-template <int Kind, bool Half, bool Minimum, bool Wide>
-F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int8_t *cut_codes, const int32_t *correction,
-         const int32_t *sums) {
+constexpr i64 kAheadOfStream = 1024; // beyond, four streams ask for more than a core keeps track of
+
+// The products of `Groups` row groups. Each is a stream of weights of its own: a core alone reads memory a fifth faster
+// as four streams than as one. cut_codes: from `cut`, for a codebook.
+template <int Groups, int Kind, bool Half, bool Minimum, bool Wide>
+BESTIARY_INLINE void matvec(const Matrix &m, const uint8_t *p, const Input &in, const int8_t *cut_codes,
+                            const int32_t *correction, const int32_t *sums, F *total) {
     constexpr int parts = Half ? 2 : 1;
     constexpr i64 step = Wide ? 64 : 32;
     const I book = book_of(m);
-    F total = bc(0.0f);
+#pragma GCC unroll 4
+    for (int g = 0; g < Groups; ++g) total[g] = bc(0.0f);
     const uint8_t *header = p;
     for (i64 b = 0, left = 0; b < m.blocks; ++b, --left) {
         if (!left) header = p, p += m.header, left = m.span;
-        fetch<Kind>(p + kAhead);
-        I s[2];
-        if constexpr (bytes(Kind) && Kind == kBook) dot_cut<Half>(p, book, cut_codes + b * 2 * kBlock, s);
-        else dot<Kind, Half>(p, book, in.codes + b * kBlock, s);
-        p += code_bytes(Kind);
+#pragma GCC unroll 4
+        for (int g = 0; g < Groups; ++g) {
+            const i64 apart = g * m.group_bytes;
+            fetch<Kind>(p + apart + kAheadOfStream);
+            I s[2];
+            if constexpr (bytes(Kind) && Kind == kBook) dot_cut<Half>(p + apart, book, cut_codes + b * 2 * kBlock, s);
+            else dot<Kind, Half>(p + apart, book, in.codes + b * kBlock, s);
 #pragma GCC unroll 2
-        for (int part = 0; part < parts; ++part) {
-            const i64 at = b * parts + part;
-            const int32_t moved = bytes(Kind) && Kind == kByte ? 128 * sums[at] : 0;
-            total = scaled<Minimum, Wide>(total, addi(s[part], bci(correction[at] + moved)), Minimum ? sums[at] : 0,
-                                          header + part * step, parts, in.scales[b]);
+            for (int part = 0; part < parts; ++part) {
+                const i64 at = b * parts + part;
+                const int32_t moved = bytes(Kind) && Kind == kByte ? 128 * sums[at] : 0;
+                total[g] = scaled<Minimum, Wide>(total[g], addi(s[part], bci(correction[at] + moved)),
+                                                 Minimum ? sums[at] : 0, header + apart + part * step, parts,
+                                                 in.scales[b]);
+            }
         }
+        p += code_bytes(Kind);
     }
-    return total;
+}
+
+template <int Groups, int Kind, bool Half, bool Minimum>
+void one_token(const Matrix &m, i64 g, const Input &in, const int8_t *cut_codes, const int32_t *correction,
+               const int32_t *sums, const float *bias, float *out) {
+    F total[Groups];
+    const uint8_t *w = m.data + g * m.group_bytes;
+    if (m.wide) matvec<Groups, Kind, Half, Minimum, true>(m, w, in, cut_codes, correction, sums, total);
+    else matvec<Groups, Kind, Half, Minimum, false>(m, w, in, cut_codes, correction, sums, total);
+    for (int i = 0; i < Groups; ++i) put(out, total[i], bias, (g + i) * 16, m.rows);
 }
 
 // ---------------------------------------------------------------- 2 to 8 tokens and signed bytes, without VNNI
@@ -439,12 +457,10 @@ void groups(const Matrix &m, const Input &in, const int32_t *correction, const i
     if (in.tokens == 1) {
         int8_t *cut_codes = (int8_t *)scratch;
         if (bytes(Kind) && Kind == kBook) cut(in.codes, m.blocks, cut_codes);
-        for (i64 g = g0; g < g1; ++g) {
-            const uint8_t *w = m.data + g * m.group_bytes;
-            put(out, m.wide ? matvec<Kind, Half, Minimum, true>(m, w, in, cut_codes, correction, sums)
-                            : matvec<Kind, Half, Minimum, false>(m, w, in, cut_codes, correction, sums),
-                bias, g * 16, m.rows);
-        }
+        i64 g = g0;
+        for (; g + 4 <= g1; g += 4) one_token<4, Kind, Half, Minimum>(m, g, in, cut_codes, correction, sums, bias, out);
+        for (; g + 2 <= g1; g += 2) one_token<2, Kind, Half, Minimum>(m, g, in, cut_codes, correction, sums, bias, out);
+        if (g < g1) one_token<1, Kind, Half, Minimum>(m, g, in, cut_codes, correction, sums, bias, out);
         return;
     }
     Panel panel = {scratch, (float *)(scratch + kPanelBlocks * kPanelCodes), nullptr, nullptr};
