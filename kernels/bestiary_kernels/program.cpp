@@ -11,6 +11,7 @@ namespace bestiary {
 namespace {
 
 constexpr i64 kChunkBytes = 256 << 10; // weights of a chunk of a linear step
+constexpr i64 kFar = 128 << 20;       // bytes of weights that no cache holds
 constexpr i64 kChunkWork = 16 << 10;  // numbers of a chunk of any other step
 constexpr i64 kTogether = 8;          // rows that pass through such steps together: what a core's cache holds
 
@@ -54,6 +55,7 @@ void Program::add_step(Step s) {
             part.pair0 = pairs;
             part.pair1 = pairs += (part.matrix->groups + 1) / 2;
             largest = std::max(largest, 2 * part.matrix->group_bytes);
+            weight_bytes_ += part.matrix->groups * part.matrix->group_bytes;
         }
         s.most_pairs = std::max<i64>(1, kChunkBytes / largest);
     }
@@ -310,7 +312,8 @@ void Program::row(const Step &s, i64 t, int worker) {
 void Program::place_codes(const Step &s, i64 rows) {
     const i64 blocks = (s.width + kBlock - 1) / kBlock;
     uint8_t *p = codes_.data();
-    input_ = {reinterpret_cast<int8_t *>(p), reinterpret_cast<float *>(p + blocks * rows * kBlock), rows, blocks};
+    input_ = {reinterpret_cast<int8_t *>(p), reinterpret_cast<float *>(p + blocks * rows * kBlock), rows, blocks,
+              weight_bytes_ > kFar};
     int32_t *values = reinterpret_cast<int32_t *>(input_.scales + blocks * rows);
     sums_.clear();
     for (const auto &factor : s.factors) {

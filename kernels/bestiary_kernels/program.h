@@ -124,6 +124,7 @@ class Program {
     std::vector<CacheLayer> layers_;
     Memory arena_, codes_, states_;
     std::vector<Memory> tables_;
+    i64 weight_bytes_ = 0; // of all steps together
     // the largest of any step
     i64 most_blocks_ = 0, most_factors_ = 0, most_plain_ = 0;
 

@@ -61,6 +61,7 @@ struct Input {
     int8_t *codes;
     float *scales;
     i64 tokens, blocks;
+    bool far; // the weights are more than caches hold: one token reads several streams of them
 };
 
 // factor * (sum of a block's activation codes), [block][token], or [2 * block + half][token] for halves.
