@@ -22,7 +22,7 @@ Progress = Callable[[int, int, str], None]
 class Limits:
     """context: tokens a sequence may hold. sequences: how many at once. batch: tokens of one forward at most.
     threads: None lets the backend choose; threads_prefill: the same for batches of many tokens.
-    cache_type_k, cache_type_v: encodings of the KV cache by name; ours know f32, f16 and q8_0."""
+    cache_type_k, cache_type_v: encodings of the KV cache by name: f32, f16 and what else the backend knows."""
 
     context: int
     sequences: int = 1

@@ -78,7 +78,8 @@ def test_the_prefix_is_what_every_sequence_begins_with(host: Host, name: str, ba
     plain = host.backends["numpy"].compile(bare, {key: checkpoint.tensors[key] for key in bare.weights}, LIMITS)
     cache: Any = plain.new_cache()
     for layer, (keys, values) in enumerate(past_of(arrays, layers)):
-        cache.rows[layer, 0] = keys, values
+        heads = config["num_key_value_heads"]
+        cache.rows[layer, 0] = keys.reshape(P, heads, -1), values.reshape(P, heads, -1)
     cache.lengths[0] = P
     whole = batch(family, config, ids, 0, slice(0, len(ids)))
     prefix = family.layout(ids, config).prefix

@@ -74,9 +74,9 @@ Samplers = Annotated[str | None, typer.Option(
     "--samplers", metavar="NAMES", help='The chain: "penalties;top_k;top_p;min_p;temperature".')]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Never end by itself.")]
 CacheTypeK = Annotated[str | None, typer.Option(
-    "-ctk", "--cache-type-k", metavar="TYPE", help="Type of the cached keys: f32, f16, q8_0.")]
+    "-ctk", "--cache-type-k", metavar="TYPE", help="Type of the cached keys: f32, f16 or another of the backend's.")]
 CacheTypeV = Annotated[str | None, typer.Option(
-    "-ctv", "--cache-type-v", metavar="TYPE", help="Type of the cached values.")]
+    "-ctv", "--cache-type-v", metavar="TYPE", help="Type of the cached values; a wrong name lists them.")]
 ChatTemplate = Annotated[str | None, typer.Option(
     "--chat-template", metavar="NAME|FILE", help="Chat format: the name of a known one, or a file of Jinja.")]
 
