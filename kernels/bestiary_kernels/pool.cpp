@@ -91,8 +91,8 @@ Pool::Pool(int threads) : count_(1), process_(process_id()), cursors_(new Cursor
 }
 
 Pool::~Pool() {
-    if (!alive()) { // nothing to wait for; a joinable thread object must not be destroyed
-        for (std::thread &thread : threads_) thread.detach();
+    if (!alive()) { // a joinable thread object must not be destroyed, and one of another process cannot be detached
+        new std::vector<std::thread>(std::move(threads_));
         return;
     }
     stop_.store(true);

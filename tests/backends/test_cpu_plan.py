@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -212,8 +214,20 @@ def test_ctrl_c_ends_a_long_forward_and_leaves_the_cache_as_it_was(lab: Lab) -> 
     np.testing.assert_array_equal(compiled.forward(lab.batch(ids[:10]), cache), before)
 
 
-FORK = """
-import os, sys
+def test_a_closed_plan_s_weights_are_free_at_once(lab: Lab) -> None:
+    graph = lab.llama(layers=1)
+    plan = CpuBackend().compile(graph, lab.weights(graph, QUANTIZERS["q8_0"]), lab.limits())
+    held = weakref.ref(plan.weights)
+    gc.disable()
+    try:
+        plan.close()
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+PLAN = """
+import gc, os, sys, threading
 import numpy as np
 from bestiary.backend import Batch, Limits
 from bestiary.graph import Trace
@@ -230,6 +244,8 @@ n = np.arange(9, dtype=np.int32)
 batch = Batch(n, n[None], n * 0, n)
 before = plan.forward(batch, plan.new_cache())
 child = os.fork()
+"""
+USED_AFTERWARDS = """
 after = plan.forward(batch, plan.new_cache())
 if not np.array_equal(before, after):
     os._exit(3)
@@ -237,11 +253,22 @@ if child == 0:
     os._exit(0)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
+FREED_AFTERWARDS = """
+if child == 0:  # its threads may have the memory that the plan's had
+    go = threading.Event()
+    for _ in range(8):
+        threading.Thread(target=go.wait, daemon=True).start()
+    del plan
+    gc.collect()
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_threads_are_rebuilt_after_a_fork() -> None:
+@pytest.mark.parametrize("then", [USED_AFTERWARDS, FREED_AFTERWARDS], ids=["used", "freed"])
+def test_threads_of_a_plan_do_not_come_along_in_a_fork(then: str) -> None:
     paths = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], timeout=60, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": paths})
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", PLAN + then], timeout=60, capture_output=True,
+                          text=True, env=os.environ | {"PYTHONPATH": paths})
     assert done.returncode == 0, done.stderr

@@ -300,4 +300,5 @@ class _Lowering:
                 if last_use[value] == at:
                     free[self.nodes[value[0]].width, value[1]].append(slots.pop(value))
         lowered.inputs = [slots[key] for key in self.input_keys]
+        self.emissions.clear()  # they know this object: the weights would stay until somebody collects garbage
         return lowered
