@@ -288,8 +288,8 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     quantize by while loading; by default the checkpoint keeps its own types. tokenizer: a file or checkpoint to
     take the tokenizer from. add: a checkpoint of further tensors, a trained prefix for example. cache_type_k,
     cache_type_v: encodings of the KV cache (f32, f16 or another of the backend's), by default f16, and f32 for a
-    checkpoint whose weights are all f32. config: values in place of the checkpoint's own. Raises BestiaryError for anything wrong with the file or the
-    choices.
+    checkpoint whose weights are all f32. config: values in place of the checkpoint's own. Raises BestiaryError for
+    anything wrong with the file or the choices.
     """
     host = host or Host()
     checkpoint = host.open(Path(path), loader)
