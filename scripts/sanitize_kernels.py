@@ -31,7 +31,8 @@ PROBE = ("tests/kernels/test_products.py", "-x", "-k", "formula or extreme")
 PLANTED = {
     "heap-buffer-overflow": ("codes_.grow((size_t)std::max(quantized, plain) + 64)",
                              "codes_.grow((size_t)std::max(quantized, plain) / 2)"),
-    "signed integer overflow": ("rows * cost / kChunkWork", "rows * (cost + (i64(1) << 62)) / kChunkWork"),
+    "signed integer overflow": ("std::min(rows, work / kChunkWork)",
+                                "std::min(rows, (work + (i64(1) << 62)) * 4 / kChunkWork)"),
 }
 """What a sanitizer says -> what is replaced in program.cpp, and by what."""
 
