@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,7 @@ class QuantizerContract(Contract):
     def write(self, quantizer: Quantizer, rows: Floats, importance: Floats | None = None) -> NDArray[np.uint8]:
         """The blocks of the rows, checked for type and shape; warnings of numpy are faults."""
         before = rows.copy()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
+        with _warnings_are_errors():
             blocks = quantizer.quantize(rows, importance)
         wanted = (len(rows), quantizer.encoding.row_bytes(rows.shape[1]))
         right = isinstance(blocks, np.ndarray) and (blocks.dtype, blocks.shape) == (np.dtype(np.uint8), wanted)
@@ -119,8 +119,7 @@ class QuantizerContract(Contract):
 
     def read(self, quantizer: Quantizer, blocks: NDArray[np.uint8]) -> Floats:
         columns = self.columns(quantizer)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
+        with _warnings_are_errors():
             values = quantizer.encoding.decode(blocks, columns)
         expect(values.dtype == np.float32 and values.shape == (len(blocks), columns),
                f"decode() gives {values.dtype} of {values.shape}; needed: float32 of {(len(blocks), columns)}")
@@ -277,3 +276,12 @@ def split(count: int) -> list[tuple[int, int]]:
         ranges.append((start, min(len(ranges) % 3 + 1, count - start)))
         start += ranges[-1][1]
     return ranges
+
+
+@contextmanager
+def _warnings_are_errors() -> Iterator[None]:
+    """All but those of files that the garbage collector closes: whose they are, chance decides."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
