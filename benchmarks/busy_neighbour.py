@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,8 +56,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="the least that a run takes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run there")
     given = parser.parse_args()
-    folder = Path(tempfile.gettempdir(), "bestiary-bench-models")
-    path = given.model or synthetic.made(synthetic.SHAPES["100m"], "100m", "q4_0", folder, Host())
+    path = given.model or synthetic.made(synthetic.SHAPES["100m"], "100m", "q4_0", synthetic.FOLDER, Host())
     cpus = usable_cpus()
     settings: dict[str, tuple[int, list[int]]] = {
         "one": (1, []), "idle": (given.threads, []), "pinned": (given.threads, cpus[:1]),

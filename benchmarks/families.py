@@ -15,7 +15,6 @@ import contextlib
 import json
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,8 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompts")
     parser.add_argument("--seconds", type=float, default=0.5, help="the least that a run takes")
     parser.add_argument("--isa", help="the instruction set that Bestiary is held to")
-    parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir(), "bestiary-bench-models"),
-                        metavar="FOLDER", help="where the synthetic files are kept")
+    parser.add_argument("--models", type=Path, default=synthetic.FOLDER, metavar="FOLDER",
+                        help="where the synthetic files are kept")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     shapes = [BESIDE, *(name for name in given.shapes.split(",") if name != BESIDE)]

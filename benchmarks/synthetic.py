@@ -6,6 +6,7 @@ activations keep the size that they have in a trained model.
 
 from __future__ import annotations
 
+import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from bestiary.tensor import ArrayTensor, Tensor
 
 Config = Mapping[str, Any]
 Bytes = NDArray[np.uint8]
+FOLDER = Path(tempfile.gettempdir(), "bestiary-bench-models")
+"""Where the files are kept, unless another place is given."""
 
 
 def llama(width: int, layers: int, heads: int, kv_heads: int, inner: int, vocabulary: int = 32000) -> Config:

@@ -286,8 +286,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--isa", help="the instruction set that Bestiary is held to")
     parser.add_argument("--peer-python", default=sys.executable, metavar="FILE",
                         help="an interpreter with llama-cpp-python, by default this one")
-    parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir(), "bestiary-bench-models"),
-                        metavar="FOLDER", help="where the synthetic files are kept")
+    parser.add_argument("--models", type=Path, default=synthetic.FOLDER, metavar="FOLDER",
+                        help="where the synthetic files are kept")
     parser.add_argument("--busy", choices=("pinned", "free"),
                         help="a busy neighbour, on the first core of the programs or on any of them")
     parser.add_argument("--floors", action="store_true", help="say which figures that are wanted were reached")

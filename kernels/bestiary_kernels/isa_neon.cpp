@@ -187,7 +187,7 @@ inline void micro_rest(i64 rest, const Panel &panel, const Input &in, const int3
         micro_rest<Tokens - 1, Half, Minimum>(rest, panel, in, correction, sums, moved, t0, b0, b1, acc);
 }
 
-template <bool Half, bool Minimum>
+template <int Kind, bool Half, bool Minimum>
 void matmul(const Matrix &m, const Input &in, const int32_t *correction, const int32_t *sums, i64 g0, i64 g1,
             const float *bias, float *out, i64 stride, uint8_t *scratch) {
     Panel panel = {scratch, (float *)(scratch + kPanelBlocks * 512), nullptr};
@@ -198,49 +198,32 @@ void matmul(const Matrix &m, const Input &in, const int32_t *correction, const i
         std::memset(acc, 0, (size_t)in.tokens * 64);
         for (i64 b = 0; b < m.blocks; b += kPanelBlocks) {
             const i64 end = least(m.blocks, b + kPanelBlocks);
-            if (m.kind == kNibble) unpack<kNibble>(m, w, b, end, panel);
-            else if (m.kind == kFive) unpack<kFive>(m, w, b, end, panel);
-            else if (m.kind == kBook) unpack<kBook>(m, w, b, end, panel);
-            else unpack<kByte>(m, w, b, end, panel);
+            unpack<Kind>(m, w, b, end, panel);
             for (i64 t = 0; t < in.tokens; t += kTile)
                 micro_rest<kTile, Half, Minimum>(least(kTile, in.tokens - t), panel, in, correction, sums,
-                                                 bytes(m.kind), t, b, end, acc + t * 16);
+                                                 bytes(Kind), t, b, end, acc + t * 16);
         }
         for (i64 t = 0; t < in.tokens; ++t) put(out + t * stride, ld(acc + t * 16), bias, g * 16, m.rows);
     }
 }
 
 template <int Kind, bool Half, bool Minimum>
-F matvec(const Matrix &m, const uint8_t *w, const Input &in, const int32_t *correction, const int32_t *sums) {
-    return m.wide ? matvec<Kind, Half, Minimum, true>(m, w, in, correction, sums)
-                  : matvec<Kind, Half, Minimum, false>(m, w, in, correction, sums);
-}
-
-template <bool Half, bool Minimum>
 void groups(const Matrix &m, const Input &in, const int32_t *correction, const int32_t *sums, i64 g0, i64 g1,
             const float *bias, float *out, i64 stride, uint8_t *scratch) {
-    if (in.tokens > 1) return matmul<Half, Minimum>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
+    if (in.tokens > 1) return matmul<Kind, Half, Minimum>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
     for (i64 g = g0; g < g1; ++g) {
         const uint8_t *w = m.data + g * m.group_bytes;
-        F total;
-        if (m.kind == kNibble) total = matvec<kNibble, Half, Minimum>(m, w, in, correction, sums);
-        else if (m.kind == kFive) total = matvec<kFive, Half, Minimum>(m, w, in, correction, sums);
-        else if (m.kind == kBook) total = matvec<kBook, Half, Minimum>(m, w, in, correction, sums);
-        else total = matvec<kByte, Half, Minimum>(m, w, in, correction, sums);
+        const F total = m.wide ? matvec<Kind, Half, Minimum, true>(m, w, in, correction, sums)
+                               : matvec<Kind, Half, Minimum, false>(m, w, in, correction, sums);
         put(out, total, bias, g * 16, m.rows);
     }
 }
 
-void linear_quantized(const Matrix &m, const Input &in, const int32_t *correction, const int32_t *sums, i64 g0, i64 g1,
-                      const float *bias, float *out, i64 stride, uint8_t *scratch) {
-    if (m.half && m.minimum) groups<true, true>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
-    else if (m.half) groups<true, false>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
-    else if (m.minimum) groups<false, true>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
-    else groups<false, false>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
-}
 i64 quantized_scratch(const Matrix &, i64 tokens) { return kPanelBlocks * (512 + 256) + tokens * 64; }
 
 } // namespace
+
+#include "quantized_choice.h"
 
 namespace bestiary {
 const Table table_neon = BESTIARY_TABLE("neon", 16);

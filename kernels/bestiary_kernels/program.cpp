@@ -11,6 +11,7 @@ namespace bestiary {
 namespace {
 
 constexpr i64 kChunkBytes = 256 << 10; // weights of a chunk of a linear step
+constexpr i64 kFewRows = 8, kFewPairs = 4; // so few tokens: what is done once a chunk, and streams, want longer chunks
 constexpr i64 kFar = 128 << 20;       // bytes of weights that no cache holds
 constexpr i64 kChunkWork = 16 << 10;  // numbers of a chunk of any other step
 constexpr i64 kTogether = 8;          // rows that pass through such steps together: what a core's cache holds
@@ -324,7 +325,8 @@ void Program::place_codes(const Step &s, i64 rows) {
 
 void Program::linear(const Step &s, i64 rows) {
     if (!rows) return;
-    parallel_ranges(s.parts.back().pair1, s.most_pairs, [&](i64 first, i64 last, int worker) {
+    const i64 most = rows <= kFewRows ? std::max(s.most_pairs, kFewPairs) : s.most_pairs;
+    parallel_ranges(s.parts.back().pair1, most, [&](i64 first, i64 last, int worker) {
         uint8_t *scratch = pool_->scratch(worker);
         for (const Part &part : s.parts) {
             const i64 g0 = 2 * (std::max(first, part.pair0) - part.pair0);

@@ -460,6 +460,8 @@ void groups(const Matrix &m, const Input &in, const int32_t *correction, const i
         i64 g = g0;
         for (; in.far && g + 4 <= g1; g += 4)
             one_token<4, Kind, Half, Minimum>(m, g, in, cut_codes, correction, sums, bias, out);
+        for (; in.far && g + 2 <= g1; g += 2)
+            one_token<2, Kind, Half, Minimum>(m, g, in, cut_codes, correction, sums, bias, out);
         for (; g < g1; ++g) one_token<1, Kind, Half, Minimum>(m, g, in, cut_codes, correction, sums, bias, out);
         return;
     }
@@ -485,26 +487,10 @@ void groups(const Matrix &m, const Input &in, const int32_t *correction, const i
     }
 }
 
-template <bool Half, bool Minimum>
-void groups(const Matrix &m, const Input &in, const int32_t *correction, const int32_t *sums, i64 g0, i64 g1,
-            const float *bias, float *out, i64 stride, uint8_t *scratch) {
-    switch (m.kind) {
-    case kNibble: return groups<kNibble, Half, Minimum>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
-    case kFive: return groups<kFive, Half, Minimum>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
-    case kBook: return groups<kBook, Half, Minimum>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
-    default: return groups<kByte, Half, Minimum>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
-    }
-}
-
-void linear_quantized(const Matrix &m, const Input &in, const int32_t *correction, const int32_t *sums, i64 g0, i64 g1,
-                      const float *bias, float *out, i64 stride, uint8_t *scratch) {
-    if (m.half && m.minimum) groups<true, true>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
-    else if (m.half) groups<true, false>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
-    else if (m.minimum) groups<false, true>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
-    else groups<false, false>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
-}
 i64 quantized_scratch(const Matrix &m, i64 tokens) {
     return most(kPanelBlocks * (kPanelCodes + 384) + tokens * 64, m.blocks * least(tokens, kFew) * (2 * kBlock + 8));
 }
 
 } // namespace
+
+#include "quantized_choice.h"
