@@ -1,5 +1,6 @@
 // The machine's limits: memory reads and multiply-adds of all threads together, a line of JSON for each line asked.
 //   read THREADS   bytes a second; the best of 1, 2 and 4 streams a thread, with and without prefetch
+//   pages THREADS  bytes a second of memory that was asked for and is touched for the first time
 //   int8 THREADS, f32 THREADS, bf16 THREADS   multiply-adds a second; 0 where the processor has no such instruction
 // Arithmetic is inline assembly, so that the compiler neither removes it nor puts it in another way.
 #define _GNU_SOURCE
@@ -57,6 +58,10 @@ READ(read4, 4, 0)
 READ(read1p, 1, 1)
 READ(read2p, 2, 1)
 READ(read4p, 4, 1)
+
+static void touch(const unsigned char *from, size_t size) {
+    for (size_t i = 0; i < size; i += 4096) ((volatile unsigned char *)from)[i] = 1;
+}
 
 // ---- multiply-adds: ROUNDS times 12 independent sums
 
@@ -205,6 +210,15 @@ int main(void) {
                 const double speed = BUFFER / seconds(NULL, reads[i % 6].run, threads);
                 if (speed > best) best = speed, how = reads[i % 6].name;
             }
+#if defined(__linux__)
+        } else if (!strcmp(test, "pages")) {
+            unsigned char *kept = buffer;
+            buffer = mmap(NULL, BUFFER, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            if (buffer == MAP_FAILED) return 1;
+            best = BUFFER / seconds(NULL, touch, threads), how = "once";
+            munmap(buffer, BUFFER);
+            buffer = kept;
+#endif
         } else {
             for (size_t i = 0; i < sizeof sums / sizeof *sums; ++i) {
                 if (strcmp(test, sums[i].name) || !sums[i].width) continue;

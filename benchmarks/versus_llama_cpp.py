@@ -193,16 +193,21 @@ class Comparison:
         modes = {mode: loaded(self.sides.theirs, mode=mode)["first_token"] for mode in ("AUTO", "MMAP", "NONE")}
         mode = min(modes, key=modes.__getitem__)
         found: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
+        size, pages = self.path.stat().st_size, list[float]()
         for _ in range(self.given.rounds):
             found["ours"].append(loaded(self.sides.ours))
             found["theirs"].append(loaded(self.sides.theirs, mode=mode))
+            probe = Probes(self.probes, self.cpus, len(self.cpus))
+            with probe.child:
+                pages += [size / speed for speed in (probe("pages"),) if speed]
         for name, figure, unit, scale in (("load", "load", "s", 1.0), ("load, first token", "first_token", "s", 1.0),
                                           ("peak memory", "peak", "MB", 1e-6)):
-            size = self.path.stat().st_size
             allowed = 1.05 * size + synthetic.cached(self.config, LOADED_TOKENS, self.host) + 100e6
-            more: Row = {"limit": [size / 1e6], "limited_by": "file", "allowed": [allowed / 1e6]}
+            more: Row = {"limit": pages, "limited_by": "fresh pages"}
+            if unit == "MB":
+                more = {"limit": [size / 1e6], "limited_by": "file", "allowed": [allowed / 1e6]}
             yield self.row(name, *([scale * one[figure] for one in found[side]] for side in ("ours", "theirs")),
-                           setting=f"load mode {mode}", unit=unit, **(more if unit == "MB" else {}))
+                           setting=f"load mode {mode}", unit=unit, **more)
 
 
 def warm(path: Path) -> None:
