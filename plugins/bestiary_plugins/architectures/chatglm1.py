@@ -181,13 +181,15 @@ class ChatGlm1(Architecture):
         if data is None or config.get("vocab_size") != IMAGES + 130_528:
             return material
         model = read_model(data)
+        if model.names[0] == "<image_0>":  # made of the vocabulary below, on the way back
+            return material
         ours = SPECIAL[max(len(model.names) - 130_000, 0):]
-        return replace(material, files={}, vocabulary=Vocabulary(
+        return replace(material, files={}, add_bos=False, add_eos=False, vocabulary=Vocabulary(
             "unigram", [*(b"<image_%d>" % i for i in range(IMAGES)), *(name.encode() for name in model.names),
                         *(name.encode() for name, _ in ours)],
             [*[0.0] * IMAGES, *model.scores, *[0.0] * len(ours)],
             [*[UNUSED] * IMAGES, *model.kinds, *(kind for _, kind in ours)],
-            unknown=IMAGES, charsmap=model.charsmap, squeeze_spaces=model.squeeze_spaces))
+            pre_tokenizer="default", unknown=IMAGES, charsmap=model.charsmap, squeeze_spaces=model.squeeze_spaces))
 
     def wrap(self, tokenizer: Tokenizer, config: Config) -> Tokenizer:
         return ChatGlm1Tokenizer(tokenizer, after=prompt_tokens(config)[1:])

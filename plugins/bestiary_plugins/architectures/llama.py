@@ -91,9 +91,9 @@ META = (
     Rule("output.weight", "output.weight"),
 )
 
-LLAMA3_SCALING = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                  "original_max_position_embeddings": 8192}
-"""Of all models of it that were published; only the factor differs."""
+LLAMA3_SCALING: dict[str, Any] = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                  "original_max_position_embeddings": 8192}
+"""Of all models of it that were published; the factor differs."""
 
 LLAMA3_SPECIAL = (
     "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
@@ -199,6 +199,12 @@ class Llama(Architecture):
 
         given = factors.array()
         scaling = {**LLAMA3_SCALING, "factor": float(str(given.max()))}
+        factor, low, high = scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"]
+        if (mixed := np.flatnonzero((given > 1) & (given < factor))).size:
+            j = int(mixed[0])
+            length = 2 * math.pi * config["rope_theta"] ** (2 * j / config["head_dim"])
+            smooth = (1 / float(given[j]) - 1 / factor) / (1 - 1 / factor)
+            scaling["original_max_position_embeddings"] = round(length * (smooth * (high - low) + low))
         again = self.derived({**config, "rope_factors": True, "rope_scaling": scaling})["rope_freqs.weight"].array()
         return scaling if given.shape == again.shape and np.allclose(given, again, rtol=1e-5) else None
 
