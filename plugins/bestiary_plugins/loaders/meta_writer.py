@@ -100,7 +100,7 @@ def feed_forward(width: int, inner: int) -> dict[str, Any]:
         if -(-usual // multiple) * multiple == inner:
             return {"multiple_of": multiple}
     multiple = next(number for number in (256, 128, 64, 32, 16, 8, 4, 2, 1) if inner % number == 0)
-    return {"multiple_of": multiple, "ffn_dim_multiplier": (inner - multiple / 2) / usual}
+    return {"multiple_of": multiple, "ffn_dim_multiplier": (inner - multiple // 2 + 0.5) / usual}
 
 
 def check_said(path: Path, params: Mapping[str, Any], checkpoint: Checkpoint, family: Architecture,
@@ -113,7 +113,7 @@ def check_said(path: Path, params: Mapping[str, Any], checkpoint: Checkpoint, fa
     context = wanted["max_position_embeddings"]
     if other.graph(again, context) != family.graph(wanted, context):
         differ = [f"{key} = {short(wanted[key])}" for key in wanted.keys() & again.keys()
-                  if key not in ("max_position_embeddings", "vocab_size") and wanted[key] != again[key]]
+                  if key not in ("max_position_embeddings", "model_type", "tie_word_embeddings") and wanted[key] != again[key]]
         differ = sorted(differ) or [f"what tells {family.name} from {other.name}"]
         raise BestiaryError(f"{PARAMS} cannot say {', '.join(differ)}. --format huggingface holds the model")
     if again["max_position_embeddings"] != context:
