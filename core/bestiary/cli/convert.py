@@ -18,7 +18,7 @@ def convert(
     context: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Checkpoint: a file or a folder.")],
     out: Annotated[str | None, typer.Argument(
-        metavar="[OUT]", help="Output file or folder; by default a file in SRC's folder, named after its type.")] = None,
+        metavar="[OUT]", help="Output file, or folder; by default in SRC's folder, named after its type.")] = None,
     outfile: Annotated[str | None, typer.Option("--outfile", metavar="FILE", help="The same as OUT.")] = None,
     outtype: Annotated[str | None, typer.Option(
         "--outtype", metavar="TYPE",

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("bestiary")
 NAMING, STEM = "meta", "consolidated.00"
 EMBEDDING, OUTPUT = "tok_embeddings.weight", "output.weight"
+NO_DIFFERENCE = {"max_position_embeddings", "model_type", "tie_word_embeddings"}
+"""Keys that may differ between a model and the same in this form."""
 MULTIPLES = (256, 512, 1024, 2048, 4096)
 """Of which the published models' feed forward is a multiple."""
 
@@ -112,8 +114,8 @@ def check_said(path: Path, params: Mapping[str, Any], checkpoint: Checkpoint, fa
     again, wanted = other.normalise(found, shapes), checkpoint.config
     context = wanted["max_position_embeddings"]
     if other.graph(again, context) != family.graph(wanted, context):
-        differ = [f"{key} = {short(wanted[key])}" for key in wanted.keys() & again.keys()
-                  if key not in ("max_position_embeddings", "model_type", "tie_word_embeddings") and wanted[key] != again[key]]
+        differ = [f"{key} = {short(wanted[key])}" for key in wanted.keys() & again.keys() - NO_DIFFERENCE
+                  if wanted[key] != again[key]]
         differ = sorted(differ) or [f"what tells {family.name} from {other.name}"]
         raise BestiaryError(f"{PARAMS} cannot say {', '.join(differ)}. --format huggingface holds the model")
     if again["max_position_embeddings"] != context:
