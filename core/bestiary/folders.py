@@ -65,7 +65,7 @@ def replacing_folder(path: str | os.PathLike[str], marks: Collection[str], force
         if not same_folder(parent, target.parent):
             raise BestiaryError(f"cannot write {target}: its folder was moved or removed meanwhile")
         check_folder(target, marks, force)  # it may be another one by now
-        temporary = exchange(parent, temporary, target.name)
+        temporary = exchange(parent, temporary, target.name, force)
         with contextlib.suppress(OSError):
             os.fsync(parent)  # makes the rename survive a power cut, where the system can
     except OSError as error:
@@ -78,13 +78,14 @@ def replacing_folder(path: str | os.PathLike[str], marks: Collection[str], force
                 os.close(opened)
 
 
-def exchange(parent: int, new: str, target: str) -> str:
-    """Gives the new folder the target's name; what stood there, if anything, gets a temporary one, which is told."""
+def exchange(parent: int, new: str, target: str, force: bool) -> str:
+    """Gives the new folder the target's name; what stood there, if anything, gets a temporary one, which is told.
+    Raises OSError where there is something and `force` is not set."""
     try:
         os.rename(new, target, src_dir_fd=parent, dst_dir_fd=parent)  # an empty folder gives way
         return ""
     except OSError:
-        if not occupied(parent, target):
+        if not force or not occupied(parent, target):
             raise
     old = temporary_name(target)
     os.rename(target, old, src_dir_fd=parent, dst_dir_fd=parent)

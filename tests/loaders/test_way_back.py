@@ -251,6 +251,22 @@ def test_a_byte_level_vocabulary_says_what_begins_a_text(host: Host, tmp_path: P
     assert library.encode("burning bright").ids == ours and ours[0] == 1
 
 
+def test_only_a_tokenizers_files_leave_a_model_file(host: Host, tmp_path: Path) -> None:
+    """Their names stand in the file, which is anybody's."""
+    evil = {"../evil": b"x", "/tmp/evil": b"x", "modeling_evil.py": b"x", "config.json": b"{}", "a/b": b"x",
+            "model.safetensors": b"x"}
+    made = with_vocabulary(host)
+    made = made.having(tokenizer=replace(made.tokenizer, files=evil))
+    for format in ("huggingface", "meta"):
+        (tmp_path / format).mkdir()
+        host.writers[format].save(made, tmp_path / format / "folder", host)
+        assert [path.name for path in (tmp_path / format).iterdir()] == ["folder"]
+        found = {path.name for path in (tmp_path / format / "folder").iterdir()}
+        assert found <= {"config.json", "params.json", "model.safetensors", "consolidated.00.pth", "tokenizer.model",
+                         "tokenizer_config.json"}
+    assert json.loads((tmp_path / "huggingface" / "folder" / "config.json").read_text())["model_type"] == "llama"
+
+
 # --- the folder ---
 
 def test_what_is_larger_than_a_shard_is_divided(host: Host, tmp_path: Path) -> None:

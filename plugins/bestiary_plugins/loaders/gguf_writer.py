@@ -111,8 +111,9 @@ def metadata_of(checkpoint: Checkpoint, host: Host) -> Keys:
     keys |= write_material(checkpoint.tokenizer, config, rows,
                            {**own, **host.pre_tokenizers, **own},  # of names of one rule the family's own comes first
                            (*family.rank_lists, *host.rank_lists.values()))
-    keys[CONFIG_KEY] = ("str", json.dumps(embedded(checkpoint, family, keys), ensure_ascii=False, default=float,
-                                          sort_keys=True))
+    with host.calling(family, "publish the config"):
+        config = embedded(checkpoint, family, keys)
+    keys[CONFIG_KEY] = ("str", json.dumps(config, ensure_ascii=False, default=float, sort_keys=True))
     foreign = {name: tensor for name, tensor in tensors.items() if code_of(tensor.encoding) is None}
     if foreign:
         keys[PLANES_KEY] = ("str", to_json(encodings_of(foreign), foreign, host.encodings))

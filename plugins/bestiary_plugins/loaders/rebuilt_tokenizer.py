@@ -15,6 +15,7 @@ from bestiary.rank_list import is_rank_list, with_vocabulary
 from bestiary.sentencepiece_model import CONTROL, UNKNOWN, write_model
 from bestiary.sentencepiece_tokenizer import model_of
 from bestiary.tokenizer_settings import settings
+from bestiary_plugins.loaders.tokenizer_files import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from bestiary.architecture import Architecture
@@ -26,8 +27,11 @@ SETTINGS = "tokenizer_config.json"
 def tokenizer_files(material: TokenizerMaterial, family: Architecture, host: Host) -> dict[str, bytes]:
     """Name -> content. Originals stay as they are; what is lacking beside them is added: of a list of ranks, which few
     programs read, tokenizer.json too, and the chat template. Raises BestiaryError for a vocabulary that is damaged, or
-    follows a rule that nobody knows."""
-    files = dict(material.files)
+    follows a rule that nobody knows.
+
+    Only of the names that a tokenizer's files have: those in a model file are anybody's, and may lead out of the folder
+    or be a program's."""
+    files = {name: data for name, data in material.files.items() if name in TOKENIZER_FILES}
     ranks = is_rank_list(files.get("tokenizer.model", b""))
     if "tokenizer.json" not in files and (ranks or "tokenizer.model" not in files):
         material = with_rule(with_vocabulary(material, (*family.rank_lists, *host.rank_lists.values())), family)
