@@ -44,7 +44,7 @@ KINDS: Mapping[str, Kind] = {
         "filed_as": str, "namings": Mapping, "ignorable": (tuple, list), "keys": (tuple, list),
         "pre_tokenizers": Mapping, "rank_lists": (tuple, list), "templates": Mapping, "prompts": Mapping}),
     "loaders": Kind("loader", Loader),
-    "writers": Kind("writer", Writer, {"suffix": str, "stem": str, "rank": int}),
+    "writers": Kind("writer", Writer, {"suffix": str, "stem": str, "rank": int, "marks": (tuple, list)}),
     "quantizers": Kind("quantizer", Quantizer, {
         "encoding": Encoding, "aliases": (tuple, list), "keeps": (tuple, list), "retired": Mapping}),
     "backends": Kind("backend", Backend, {"rank": int}),

@@ -44,7 +44,8 @@ def with_vocabulary(material: TokenizerMaterial, known: Iterable[RankList]) -> T
         material, vocabulary=vocabulary_of(ranks, rules),
         bos=ids[rules.bos] if material.bos is None else material.bos,
         eos=ids[rules.eos] if material.eos is None else material.eos,
-        add_bos=True if material.add_bos is None else material.add_bos, ends=tuple(ends))
+        add_bos=True if material.add_bos is None else material.add_bos,
+        add_eos=False if material.add_eos is None else material.add_eos, ends=tuple(ends))
 
 
 def read_ranks(data: bytes) -> dict[bytes, int]:

@@ -132,3 +132,16 @@ def test_a_converted_file_keeps_its_types_where_none_is_asked_for(cli: Cli, mode
     assert cli("convert", model, tmp_path / "again.gguf").status == 0
     said = cli("inspect", tmp_path / "again.gguf").out
     assert "f32" in said and "f16" not in said
+
+
+def test_a_quantized_file_becomes_a_folder_again(cli: Cli, stories: Path, tmp_path: Path) -> None:
+    assert cli("convert", stories, tmp_path / "m.gguf", "--outtype", "q4_0").status == 0
+    words = ("convert", tmp_path / "m.gguf", "--outfile", tmp_path / "folder", "--format", "huggingface")
+    refused = cli(*words)
+    assert refused.status == 1 and refused.err.count("\n") == 1 and "--outtype f16 decodes it" in refused.err
+    done = cli(*words, "--outtype", "f16")
+    assert done.status == 0 and done.out.startswith(f"{tmp_path / 'folder'}: ") and "f16" in done.out
+    assert {path.name for path in (tmp_path / "folder").iterdir()} >= {"config.json", "model.safetensors"}
+    assert cli("convert", tmp_path / "folder", tmp_path / "again.gguf", "--outtype", "f32").status == 0
+    assert cli(*words, "--outtype", "bf16").status == 1
+    assert cli(*words, "--outtype", "bf16", "--force").status == 0

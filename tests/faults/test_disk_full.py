@@ -37,6 +37,24 @@ def test_a_file_that_may_not_grow_is_taken_back(model: Path, tmp_path: Path, siz
     assert list(tmp_path.iterdir()) == [out] and out.read_bytes() == b""
 
 
+@pytest.mark.parametrize(("size", "format"), [(0, "huggingface"), (100_000, "huggingface"), (100_000, "meta"),
+                                              (1_200_000, "huggingface")])
+def test_a_folder_that_may_not_grow_is_taken_back(model: Path, tmp_path: Path, size: int, format: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("config.json", "params.json"):
+        (out / name).write_text("a good one")
+    ended = run(str(size), "convert", model, out, "--format", format, "--force", program=LIMITED)
+    if format == "meta":
+        assert is_one_line(ended) or ended.err.count("params.json does not say") == 1, ended
+    else:
+        assert is_one_line(ended), ended
+    assert f"cannot write {out}: File too large" in ended.err and ended.status == 1
+    assert list(tmp_path.iterdir()) == [out]
+    assert sorted(file.name for file in out.iterdir()) == ["config.json", "params.json"]
+    assert (out / "config.json").read_text() == "a good one"
+
+
 SMALL_DISK = 'mount -t tmpfs -o size="$1" none "$2" && cd "$2" && shift 2 && exec sh -c "$@"'
 
 
@@ -67,6 +85,17 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(model: Path, disk: Path)
 
 
 @pytest.mark.machine
+def test_a_full_disk_keeps_the_old_folder(model: Path, disk: Path) -> None:
+    script = ('mkdir out; echo a good one > out/config.json; "$@" 2>err; status=$?; cat err >&2; '
+              'test "$(ls -A)" = "$(printf "err\\nout")" && test "$(cat out/config.json)" = "a good one" '
+              "|| ls -lAR >&2; "
+              "exit $status")
+    ended = on_a_disk(disk, "700k", script, sys.executable, "-m", "bestiary", "convert", model, "out", "--force",
+                      "--format", "huggingface")
+    assert is_one_line(ended) and "out: No space left on device" in ended.err, ended
+
+
+@pytest.mark.machine
 def test_a_disk_with_room_after_what_a_killed_run_left_is_removed_is_written(model: Path, disk: Path) -> None:
     """What a dead run left is removed before the new file takes its room."""
     script = ("head -c 600000 /dev/zero > .out.gguf.0123456789abcdef.part; "
@@ -91,6 +120,19 @@ def test_a_folder_that_vanishes_is_one_line(model: Path, tmp_path: Path, halted:
     ended = writing.go_on()
     assert ended.status == 1 and "Traceback" not in ended.err, ended
     assert len(ended.err.splitlines()) == 1 and f"cannot write {folder / 'out.gguf'}" in ended.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("moment", ["middle", "sync"])
+def test_a_place_for_a_folder_that_vanishes_is_one_line(model: Path, tmp_path: Path, halted: Halting,
+                                                        moment: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    writing = halted(moment, "convert", model, folder / "out", "--format", "huggingface")
+    shutil.rmtree(folder)
+    ended = writing.go_on()
+    assert ended.status == 1 and "Traceback" not in ended.err, ended
+    assert len(ended.err.splitlines()) == 1 and f"cannot write {folder / 'out'}" in ended.err
     assert not list(tmp_path.iterdir())
 
 

@@ -85,3 +85,34 @@ def test_a_command_told_to_end_takes_back_what_is_half_done(
     ended = halted(moment, "quantize", model, out, "q4_0", "--force").kill(number)
     assert (ended.status, ended.out, ended.err) == (status, "", "")
     assert list(tmp_path.iterdir()) == [out] and out.read_bytes() == b"a good file"
+
+
+@pytest.mark.parametrize(("moment", "old"), [("middle", None), ("sync", "a good one"), ("middle", "a good one")])
+def test_a_killed_command_leaves_one_hidden_folder_that_the_next_run_removes(
+        model: Path, tmp_path: Path, halted: Halting, moment: str, old: str | None,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    words: list[str | Path] = ["convert", model, out, "--format", "huggingface"]
+    if old is not None:
+        out.mkdir()
+        (out / "config.json").write_text(old)
+        words.append("--force")
+    writing = halted(moment, *words)
+    assert main(list(map(str, words))) == 1
+    assert "is being written by another run" in capsys.readouterr().err
+    writing.kill(signal.SIGKILL)
+    assert (out / "config.json").exists() == (old is not None)
+    assert old is None or (out / "config.json").read_text() == old
+    assert len(os.listdir(tmp_path)) == 1 + (old is not None)
+    assert main(list(map(str, words))) == 0
+    assert os.listdir(tmp_path) == ["out"] and (out / "model.safetensors").exists()
+    assert capsys.readouterr().err.count("which a run that was killed left behind") == 1
+
+
+@pytest.mark.parametrize(("number", "status", "moment"), [(signal.SIGINT, 130, "middle"),
+                                                          (signal.SIGTERM, 143, "sync")])
+def test_a_command_told_to_end_takes_back_a_half_written_folder(
+        model: Path, tmp_path: Path, halted: Halting, number: signal.Signals, status: int, moment: str) -> None:
+    ended = halted(moment, "convert", model, tmp_path / "out", "--format", "huggingface").kill(number)
+    assert (ended.status, ended.out, ended.err) == (status, "", "")
+    assert os.listdir(tmp_path) == []

@@ -18,7 +18,7 @@ def convert(
     context: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Checkpoint: a file or a folder.")],
     out: Annotated[str | None, typer.Argument(
-        metavar="[OUT]", help="Output file; by default in SRC's folder, named after its type.")] = None,
+        metavar="[OUT]", help="Output file, or folder; by default in SRC's folder, named after its type.")] = None,
     outfile: Annotated[str | None, typer.Option("--outfile", metavar="FILE", help="The same as OUT.")] = None,
     outtype: Annotated[str | None, typer.Option(
         "--outtype", metavar="TYPE",
@@ -40,7 +40,7 @@ def convert(
     concurrency: Annotated[int | None, typer.Option("--concurrency", hidden=True)] = None,
     quiet: Annotated[bool, typer.Option("--pad-vocab", "--no-lazy", "--use-temp-file", hidden=True)] = False,
 ) -> None:
-    """Turn a checkpoint into one file that holds everything."""
+    """Turn a checkpoint into one file that holds everything, or back into a folder as others publish them."""
     from bestiary.saving import save_as
 
     host = options.host_of(context)

@@ -21,10 +21,12 @@ from bestiary.sentencepiece_model import BYTE, CONTROL, UNUSED, USER_DEFINED, re
 from bestiary_plugins.architectures import p_tuning
 from bestiary_plugins.architectures.chatglm import by_author
 from bestiary_plugins.architectures.fused_rows import by_part, width_and_heads
+from bestiary_plugins.architectures.published import published
 from bestiary_plugins.templates import Rounds
 
 if TYPE_CHECKING:
     from bestiary.checkpoint import TokenizerMaterial
+    from bestiary.tensor import Tensor
 
 Config = Mapping[str, Any]
 ALPHA = math.sqrt(2 * 28)
@@ -123,6 +125,13 @@ class ChatGlm1(Architecture):
             **p_tuning.sizes(config, shapes),
         }
 
+    def published_config(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        return published(
+            config, ("chatglm", "ChatGLMModel"), ("head_dim", "num_key_value_heads", *p_tuning.own_keys(config)),
+            {"num_hidden_layers": "num_layers", "intermediate_size": "inner_hidden_size",
+             "max_position_embeddings": "max_sequence_length", "layer_norm_eps": "layernorm_epsilon"},
+            position_encoding_2d=True, **p_tuning.published_keys(config))
+
     def graph(self, config: Config, context: int) -> Graph:
         g, c = Trace(), config
         width, heads, d = c["hidden_size"], c["num_attention_heads"], c["head_dim"]
@@ -172,13 +181,15 @@ class ChatGlm1(Architecture):
         if data is None or config.get("vocab_size") != IMAGES + 130_528:
             return material
         model = read_model(data)
+        if model.names[0] == "<image_0>":  # made of the vocabulary below, on the way back
+            return material
         ours = SPECIAL[max(len(model.names) - 130_000, 0):]
-        return replace(material, files={}, vocabulary=Vocabulary(
+        return replace(material, files={}, add_bos=False, add_eos=False, vocabulary=Vocabulary(
             "unigram", [*(b"<image_%d>" % i for i in range(IMAGES)), *(name.encode() for name in model.names),
                         *(name.encode() for name, _ in ours)],
             [*[0.0] * IMAGES, *model.scores, *[0.0] * len(ours)],
             [*[UNUSED] * IMAGES, *model.kinds, *(kind for _, kind in ours)],
-            unknown=IMAGES, charsmap=model.charsmap, squeeze_spaces=model.squeeze_spaces))
+            pre_tokenizer="default", unknown=IMAGES, charsmap=model.charsmap, squeeze_spaces=model.squeeze_spaces))
 
     def wrap(self, tokenizer: Tokenizer, config: Config) -> Tokenizer:
         return ChatGlm1Tokenizer(tokenizer, after=prompt_tokens(config)[1:])
