@@ -123,7 +123,8 @@ def peft(folder: Path) -> Path:
 
 SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "gguf": gguf, "huggingface": huggingface, "meta": meta, "peft": peft, "llama2.c": llama2c,
-    "sentencepiece": sentencepiece, "tiktoken": tiktoken, "tokenizer.json": tokenizer_json, "llama2c-tokenizer": llama2c_tokenizer}
+    "sentencepiece": sentencepiece, "tiktoken": tiktoken, "tokenizer.json": tokenizer_json,
+    "llama2c-tokenizer": llama2c_tokenizer}
 """By the loader's name: a new loader needs a line here."""
 
 HEADERS = {"gguf": 2048, "llama2.c": 256}

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from bestiary.host import Host
 from bestiary_plugins.demo.beasts import publish, tokenizer
+from tests.cli.conftest import cli  # noqa: F401 - a fixture
 from tests.loaders.conftest import TorchFiles
 
 Array = NDArray[Any]
