@@ -21,9 +21,9 @@ from bestiary.named_function import check_functions
 
 Logits = NDArray[np.float32]
 
-TEXT = ("Once upon a time there was a little dog. His name was Max. Max liked to play with his ball in the park. One "
-        "day the ball was gone, and Max was sad. He looked under the tree and behind the bench, but he could not find "
-        "it. Then a girl came with the ball in her hand. She smiled and gave it back to him.")
+TEXT = ("Once upon a time, there was a small owl named Otto, who lived in a hollow oak. On the first day of summer, "
+        "Otto found an old map. It showed a way from the crooked willow to the blue lake, and from there to the windy "
+        "hill. Otto asked Wanda the hedgehog to come along. At the blue lake they lost the path. Otto sang a song.")
 MOST_TOKENS, FEWEST = 96, 16
 """Tokens of the text that are run; with fewer than FEWEST scored nothing is said about what the model makes of them."""
 BOUND = 1e-3
@@ -48,8 +48,8 @@ class Found:
         if self.difference is None:
             return f"checked: {same}; the model was not run, --check does that too"
         logits = "the same logits" if not self.difference else f"logits within {self.difference:.1e} of their spread"
-        said = "" if self.perplexity is None else f"; perplexity of a plain text {self.perplexity:.2f}" + (
-            "" if self.of_base is None else f", the base's {self.of_base:.2f}")
+        said = "" if self.perplexity is None else f"; perplexity of a plain text {self.perplexity:.4g}" + (
+            "" if self.of_base is None else f", the base's {self.of_base:.4g}")
         return f"checked: {same}, {logits} as base and additions together{said}"
 
 
