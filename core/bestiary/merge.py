@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bestiary.architecture import Architecture
 from bestiary.canonical import from_canonical, ignorable, listed, to_canonical
 from bestiary.checkpoint import Adapter, Checkpoint, TokenizerMaterial, check_model
-from bestiary.encoding import F16, PLAIN, Encoding
+from bestiary.encoding import F16, F32, PLAIN, Encoding
 from bestiary.errors import BestiaryError, short
 from bestiary.tensor import Tensor, encode_plain
 
@@ -175,9 +175,9 @@ def renamed(base: Checkpoint, canonical: Checkpoint, family: Architecture, namin
 
 
 def rounded_to(name: str, tensor: Tensor, encoding: Encoding | None, of: Checkpoint) -> Encoding:
-    """What the sum of a matrix is rounded to; vectors keep the type of the one they are added to."""
+    """What a sum is rounded to. Vectors are not rounded to less than the type they have."""
     plain(name, tensor, of)
-    return encoding if encoding is not None and len(tensor.shape) > 1 else tensor.encoding
+    return encoding if encoding is not None and (len(tensor.shape) > 1 or encoding == F32) else tensor.encoding
 
 
 def plain(name: str, tensor: Tensor, of: Checkpoint) -> None:
