@@ -144,6 +144,17 @@ class Architecture(ABC):
         """Canonical tensors that follow from the config and stand in no checkpoint."""
         return {}
 
+    def published_config(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """A normalised config as the family's authors would have published it: `normalise` gives all of its values
+        again. tensors: the canonical ones, where something is only told by them; those that are then `derived` are
+        left out of what is published."""
+        return dict(config)
+
+    def spelling(self, naming: str, config: Config) -> tuple[Rule, ...]:
+        """The rules that give canonical tensors the names of that naming. Of several for one tensor the first counts:
+        where generations of a family are spelled differently, the published config says which it is."""
+        return self.namings[naming]
+
     def layout(self, ids: list[int], config: Config) -> PromptLayout:
         """Positions of a prompt's tokens and of those generated after it: by default one stream that counts."""
         return PromptLayout((tuple(range(len(ids))),), next=(len(ids),), step=(1,))

@@ -67,22 +67,25 @@ def _again(architecture: Architecture, checkpoint: Checkpoint) -> Checkpoint:
 
 
 def from_canonical(checkpoint: Checkpoint, architecture: Architecture, naming: str) -> Checkpoint:
-    """The canonical checkpoint under another naming's names and in its row orders, lazily: the way back. What follows
-    from the config is left out. Raises BestiaryError for tensors that have no name there."""
+    """The canonical checkpoint under another naming's names, in its row orders and with the config of those who
+    publish such, lazily: the way back. What follows from the config is left out. Raises BestiaryError for tensors that
+    have no name there."""
     if naming not in architecture.namings:
         raise BestiaryError(f"{architecture.name} does not know the tensor names of {naming!r} checkpoints; "
                             f"known: {', '.join(architecture.namings)}")
-    derived = architecture.derived(checkpoint.config)
-    given = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in derived}
     try:
-        tensors, left, _ = spelled(architecture.namings[naming], checkpoint.config, given)
+        config = architecture.published_config(checkpoint.config, checkpoint.tensors)
+        shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+        derived = architecture.derived(architecture.normalise(config, shapes))
+        given = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in derived}
+        tensors, left, _ = spelled(architecture.spelling(naming, config), checkpoint.config, given)
     except BestiaryError as error:
         raise BestiaryError(f"{checkpoint.path}: {error}") from None
     if left:
         raise BestiaryError(f"{checkpoint.path}: {naming!r} checkpoints of {architecture.name} have no name for "
                             f"{listed(left)}")
     back = partial(_back, architecture, naming)
-    return checkpoint.having(naming=naming, tensors=tensors, source=(back, (checkpoint,)))
+    return checkpoint.having(naming=naming, config=config, tensors=tensors, source=(back, (checkpoint,)))
 
 
 def _back(architecture: Architecture, naming: str, checkpoint: Checkpoint) -> Checkpoint:

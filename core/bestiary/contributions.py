@@ -45,7 +45,7 @@ KINDS: Mapping[str, Kind] = {
         "pre_tokenizers": Mapping, "rank_lists": (tuple, list), "vocabularies": (tuple, list), "templates": Mapping,
         "prompts": Mapping}),
     "loaders": Kind("loader", Loader),
-    "writers": Kind("writer", Writer, {"suffix": str, "stem": str, "rank": int}),
+    "writers": Kind("writer", Writer, {"suffix": str, "stem": str, "rank": int, "marks": (tuple, list)}),
     "quantizers": Kind("quantizer", Quantizer, {
         "encoding": Encoding, "aliases": (tuple, list), "keeps": (tuple, list), "retired": Mapping}),
     "backends": Kind("backend", Backend, {"rank": int}),

@@ -30,7 +30,8 @@ class Recipe:
     in full decides. Vectors stay f32 whatever it says. The model's output matrix answers to "output.weight" even
     where it is the embedding.
 
-    requantize: whether a quantized weight may be decoded and quantized again, which adds the errors of both.
+    requantize: whether a quantized weight may be decoded and quantized again, which adds the errors of both. To decode
+    it to a plain type loses nothing, and needs no leave.
     """
 
     rules: tuple[tuple[str, str], ...]
@@ -90,7 +91,7 @@ def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host) ->
         if tensor.encoding == quantizer.encoding:
             tensors[name] = tensor
             continue
-        if tensor.encoding.quantized:
+        if tensor.encoding.quantized and quantizer.encoding.quantized:
             again.append(f"{name} from {tensor.encoding.name} to {quantizer.name}")
         guard = guards.setdefault(quantizer.name, host.calling(quantizer, "quantize"))
         tensors[name] = Quantized(tensor, quantizer, name, guard)

@@ -307,6 +307,13 @@ def from_vocabulary(vocabulary: Vocabulary, material: TokenizerMaterial,
                     pre_tokenizers: Mapping[str, PreTokenizer]) -> LibraryTokenizer:
     """The tokenizer of a vocabulary of algorithm "bytes". Raises BestiaryError for one that is damaged or whose
     pre-tokenizer rule is unknown."""
+    data, rule = file_of(vocabulary, pre_tokenizers)
+    return LibraryTokenizer(data, json.dumps(data), material, rule.prefix_space)
+
+
+def file_of(vocabulary: Vocabulary, pre_tokenizers: Mapping[str, PreTokenizer]) -> tuple[dict[str, Any], PreTokenizer]:
+    """The tokenizer.json that a vocabulary of algorithm "bytes" is, and its pre-tokenizer rule. Raises BestiaryError as
+    `from_vocabulary`."""
     rule = pre_tokenizers.get(vocabulary.pre_tokenizer)
     if rule is None:
         known = ", ".join(sorted(pre_tokenizers)) or "none"
@@ -346,7 +353,7 @@ def from_vocabulary(vocabulary: Vocabulary, material: TokenizerMaterial,
                   "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
                   "ignore_merges": rule.ignore_merges, "vocab": entries, "merges": merges},
     }
-    return LibraryTokenizer(data, json.dumps(data), material, rule.prefix_space)
+    return data, rule
 
 
 def _pair(merge: Any) -> tuple[str, str]:

@@ -29,12 +29,14 @@ class Loader(ABC):
 
 class Writer(ABC):
     """A checkpoint format out. suffix: how its files are called; empty for a folder. stem: how a file's name begins
-    that the user did not choose. rank: which writer is taken where nothing names one, the highest."""
+    that the user did not choose. rank: which writer is taken where nothing names one, the highest. marks: of a folder,
+    files by any of which one is known that a new one may replace."""
 
     name: str
     suffix: str = ""
     stem: str = "model"
     rank: int = 0
+    marks: tuple[str, ...] = ()
 
     @abstractmethod
     def save(self, checkpoint: Checkpoint, path: Path, host: Host, *, force: bool = False,

@@ -18,6 +18,7 @@ from bestiary.convert import convert, recipe_for, types
 from bestiary.encoding import BF16, F16, PLAIN
 from bestiary.errors import BestiaryError
 from bestiary.files import check_replaceable
+from bestiary.folders import check_folder
 from bestiary.host import Host
 from bestiary.loader import Writer
 from bestiary.merge import check_vocabulary, merged
@@ -172,8 +173,11 @@ def check_target(target: Path, source: Path, writer: Writer, force: bool) -> Non
         raise BestiaryError(f"{target} is the input itself; name another output")
     if writer.suffix:
         check_replaceable(target, force)
-    elif target.exists() and not force and not (target.is_dir() and not any(target.iterdir())):
-        raise BestiaryError(f"{target} exists already; --force replaces it")
+    else:
+        if writer.marks or not force:
+            check_folder(target, writer.marks, force)
+        if target.is_dir() and target.resolve() in source.resolve().parents:
+            raise BestiaryError(f"{target} holds the input {source}; name another output")
     folder = target.absolute().parent
     if not folder.is_dir():
         raise BestiaryError(f"cannot write {target}: there is no folder {target.parent}")

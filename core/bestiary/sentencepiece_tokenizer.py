@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from bestiary.checkpoint import TokenizerMaterial, Vocabulary
@@ -156,6 +156,14 @@ def _with_added(model: SentencePieceModel, added: Iterable[AddedToken],
 
 def from_vocabulary(vocabulary: Vocabulary, material: TokenizerMaterial) -> SentencePieceTokenizer:
     """The tokenizer of a vocabulary of algorithm "bpe" or "unigram". Raises BestiaryError for one that is damaged."""
+    model = model_of(vocabulary, {material.bos, material.eos})
+    data = write_model(model.names, model.scores, model.kinds, model.rest)
+    return SentencePieceTokenizer(model, data, material, len(vocabulary.pieces))
+
+
+def model_of(vocabulary: Vocabulary, roles: Collection[int | None]) -> SentencePieceModel:
+    """The model that a vocabulary of algorithm "bpe" or "unigram" is. roles: ids that are special in one without kinds.
+    Raises BestiaryError for one that is damaged."""
     what = "vocabulary"
     size = len(vocabulary.pieces)
     for name, values in (("scores", vocabulary.scores), ("kinds", vocabulary.kinds)):
@@ -168,7 +176,6 @@ def from_vocabulary(vocabulary: Vocabulary, material: TokenizerMaterial) -> Sent
         if kind == BYTE and len(pieces[i]) == 1:  # some formats store the byte itself
             pieces[i] = b"<0x%02X>" % pieces[i][0]
     names = checked_names(pieces, what)
-    roles = {material.bos, material.eos}
     if not kinds:
         kinds = [BYTE if byte_of(name) is not None else CONTROL if i in roles else NORMAL
                  for i, name in enumerate(names)]
@@ -186,6 +193,5 @@ def from_vocabulary(vocabulary: Vocabulary, material: TokenizerMaterial) -> Sent
     algorithm = ALGORITHMS[vocabulary.algorithm]
     rest = write_specs(algorithm, BYTE in kinds, vocabulary.space_prefix, vocabulary.squeeze_spaces,
                        vocabulary.charsmap)
-    model = SentencePieceModel(names, scores, kinds, rest, algorithm, BYTE in kinds, charsmap=vocabulary.charsmap,
-                               dummy_prefix=vocabulary.space_prefix, squeeze_spaces=vocabulary.squeeze_spaces)
-    return SentencePieceTokenizer(model, write_model(names, scores, kinds, rest), material, size)
+    return SentencePieceModel(names, scores, kinds, rest, algorithm, BYTE in kinds, charsmap=vocabulary.charsmap,
+                              dummy_prefix=vocabulary.space_prefix, squeeze_spaces=vocabulary.squeeze_spaces)

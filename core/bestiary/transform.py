@@ -15,6 +15,8 @@ from bestiary.errors import BestiaryError
 from bestiary.tensor import Tensor, encode_plain
 
 Rows = NDArray[np.uint8]
+LARGEST_GAP = 64
+"""Rows of a matrix that are read although nobody wants them, rather than to read twice."""
 
 
 class _Permuted(Tensor):
@@ -25,9 +27,17 @@ class _Permuted(Tensor):
         wanted = self._order[start:stop]
         if not len(wanted):
             return self._base.read(0, 0)
-        # One read of the span that holds them: permutations stay within a head, so the span is hardly larger.
-        low, high = int(wanted.min()), int(wanted.max()) + 1
-        return self._base.read(low, high)[wanted - low]
+        # A read for each run of neighbours, with the few rows between them that nobody wants: queries, keys and values
+        # of one head may lie far apart.
+        rows = np.sort(wanted)
+        breaks = np.flatnonzero(np.diff(rows) > LARGEST_GAP) + 1
+        starts, ends = rows[np.r_[0, breaks]], rows[np.r_[breaks - 1, len(rows) - 1]] + 1
+        found = [self._base.read(int(low), int(high)) for low, high in zip(starts, ends, strict=True)]
+        sizes = ends - starts
+        run = np.searchsorted(starts, wanted, "right") - 1
+        places = (np.cumsum(sizes) - sizes)[run] + wanted - starts[run]
+        joined: Rows = found[0] if len(found) == 1 else np.concatenate(found)
+        return joined[places]
 
 
 class _PermutedEntries(Tensor):

@@ -41,6 +41,7 @@ LOADERS = (
 )
 WRITERS = (
     "loaders.gguf_writer:GgufWriter",
+    "loaders.huggingface_writer:HuggingFaceWriter",
 )
 QUANTIZERS = (
     "quantizers.plain:PlainF32",

@@ -127,9 +127,16 @@ def test_the_output_matrix_keeps_its_better_type_even_where_it_is_the_embedding(
 
 def test_quantized_weights_are_quantized_again_only_by_leave(signs: Host) -> None:
     first = convert(checkpoint(), graph(), recipe_for(Sign(), pure=True), signs)
-    with pytest.raises(BestiaryError, match="already: token_embd.weight from signs to f32 and .*--allow-requantize"):
-        convert(first, graph(), recipe_for(signs.quantizers["f32"]), signs)
-    again = convert(first, graph(), recipe_for(signs.quantizers["f32"], requantize=True), signs)
+    with pytest.raises(BestiaryError, match="already: token_embd.weight from signs to q8_0 and .*--allow-requantize"):
+        convert(first, graph(), recipe_for(signs.quantizers["q8_0"], pure=True), signs)
+    again = convert(first, graph(), recipe_for(signs.quantizers["q8_0"], pure=True, requantize=True), signs)
+    assert again.tensors["token_embd.weight"].encoding.name == "q8_0"
+
+
+def test_quantized_weights_are_decoded_without_leave(signs: Host) -> None:
+    """Nothing more is lost by that."""
+    first = convert(checkpoint(), graph(), recipe_for(Sign(), pure=True), signs)
+    again = convert(first, graph(), recipe_for(signs.quantizers["f32"]), signs)
     np.testing.assert_array_equal(again.tensors["output.weight"].array(), first.tensors["output.weight"].array())
 
 

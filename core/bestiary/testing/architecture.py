@@ -108,6 +108,18 @@ class ArchitectureContract(RunningContract):
             except (TypeError, ValueError) as error:
                 raise Broken(f"the normalised config of {which} cannot be written as JSON: {error}") from None
 
+    def test_a_published_config_says_the_same(self, architecture: Architecture) -> None:
+        """What `published_config` gives leads to the same graph, to what it does not say itself, and to itself."""
+        for which, model in self.models(architecture):
+            shapes, normal = dict(model.graph.weights), model.checkpoint.config
+            said = architecture.published_config(normal, model.tensors)
+            again = architecture.normalise(said, shapes)
+            changed = [key for key in normal if key not in said and normal[key] != again.get(key)]
+            expect(not changed, f"normalise of the published config changes {', '.join(changed)} ({which})")
+            expect(architecture.graph(again, 32) == architecture.graph(normal, 32), f"graph() differs ({which})")
+            expect(architecture.published_config(again, model.tensors) == said,
+                   f"what is published changes when it is read and published again ({which})")
+
     def test_a_config_of_wrong_values_is_refused_in_words(self, architecture: Architecture) -> None:
         """By a BestiaryError, or else it is accepted and gives a graph that pickles; nothing else may happen."""
         for which, model in self.models(architecture):

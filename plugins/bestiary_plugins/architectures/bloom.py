@@ -12,10 +12,12 @@ from bestiary.config import flag, real, whole, words
 from bestiary.plugin import Architecture, Graph, PreTokenizer, Rule, Trace
 from bestiary_plugins.architectures.alibi import slopes
 from bestiary_plugins.architectures.fused_rows import by_part, width_and_heads
+from bestiary_plugins.architectures.published import published
 from bestiary_plugins.templates import PHOENIX
 
 if TYPE_CHECKING:
     from bestiary.checkpoint import TokenizerMaterial
+    from bestiary.tensor import Tensor
 
 Config = Mapping[str, Any]
 
@@ -64,6 +66,13 @@ class Bloom(Architecture):
             "apply_residual_connection_post_layernorm": flag(config, "apply_residual_connection_post_layernorm"),
             "tie_word_embeddings": flag(config, "tie_word_embeddings", "output.weight" not in shapes),
         }
+
+    def published_config(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        usual = config["intermediate_size"] == 4 * config["hidden_size"]  # no reader takes another
+        return published(config, ("bloom", "BloomForCausalLM"),
+                         ("num_key_value_heads", "head_dim", *(["intermediate_size"] if usual else ())),
+                         {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+                          "layer_norm_eps": "layer_norm_epsilon", "max_position_embeddings": "seq_length"})
 
     def graph(self, config: Config, context: int) -> Graph:
         g, c = Trace(), config

@@ -20,10 +20,12 @@ from bestiary.tokenizer_settings import settings
 from bestiary.transform import Join
 from bestiary_plugins.architectures import p_tuning
 from bestiary_plugins.architectures.pre_tokenizers import LLAMA3
+from bestiary_plugins.architectures.published import published, share
 from bestiary_plugins.templates import Roles, Rounds
 
 if TYPE_CHECKING:
     from bestiary.checkpoint import TokenizerMaterial
+    from bestiary.tensor import Tensor
 
 Config = Mapping[str, Any]
 
@@ -58,6 +60,9 @@ PUBLISHED = (
     Rule("transformer.encoder.final_layernorm.weight", "output_norm.weight"),
     Rule("transformer.output_layer.weight", "output.weight"),
     *p_tuning.rules("transformer.prefix_encoder"),
+    *(Rule(f"transformer.encoder.layers.{{}}.self_attention.query_key_value.{kind}",
+           tuple(f"blk.{{}}.attn_{part}.{kind}" for part in "qkv"), lambda config: joined(config).inverse)
+      for kind in ("weight", "bias")),  # for the way back of files in which they are separate
 )
 TRANSFORMERS = (
     Rule("model.embed_tokens.weight", "token_embd.weight"),
@@ -68,6 +73,8 @@ TRANSFORMERS = (
                             "mlp.down_proj": "ffn_down"}),
     Rule("model.norm.weight", "output_norm.weight"),
     Rule("lm_head.weight", "output.weight"),
+    *(Rule(f"model.layers.{{}}.self_attn.{part}_proj.{kind}", f"blk.{{}}.attn_{part}.{kind}") for part in "qkv"
+      for kind in ("weight", "bias")),  # for the way back of files in which they are separate
 )
 
 
@@ -141,6 +148,30 @@ class ChatGlm(Architecture):
             "tie_word_embeddings": flag(config, "tie_word_embeddings", bool(shapes) and "output.weight" not in shapes),
             **p_tuning.sizes(config, shapes),
         }
+
+    def published_config(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        own = ("separate", "rotary_dim", *p_tuning.own_keys(config))
+        if self.of_transformers(config):
+            factor = share(config["rotary_dim"], config["head_dim"], config.get("partial_rotary_factor"))
+            said = published(config, self.called, own, partial_rotary_factor=factor)
+            said.setdefault("pad_token_id", None)  # else transformers takes one that a small vocabulary does not have
+            return said
+        ratio = config.get("rope_ratio") or 1.0
+        return published(
+            config, ("chatglm", "ChatGLMModel"), (*own, "rope_theta"),
+            {"num_hidden_layers": "num_layers", "vocab_size": "padded_vocab_size", "head_dim": "kv_channels",
+             "intermediate_size": "ffn_hidden_size", "num_key_value_heads": "multi_query_group_num",
+             "max_position_embeddings": "seq_length", "rms_norm_eps": "layernorm_epsilon",
+             "attention_bias": "add_qkv_bias"},
+            multi_query_attention=flag(config, "multi_query_attention", True), rmsnorm=True, post_layer_norm=True,
+            add_bias_linear=False, apply_residual_connection_post_layernorm=False,
+            rope_ratio=ratio if ratio * 10000.0 == config["rope_theta"] else config["rope_theta"] / 10000.0,
+            **p_tuning.published_keys(config))
+
+    def spelling(self, naming: str, config: Config) -> tuple[Rule, ...]:
+        """GLM-4 is published in two ways."""
+        rules = super().spelling(naming, config)
+        return rules if by_author(config) else tuple(rule for rule in rules if rule not in PUBLISHED)
 
     def graph(self, config: Config, context: int) -> Graph:
         g, c = Trace(), config

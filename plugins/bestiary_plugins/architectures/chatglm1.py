@@ -21,10 +21,12 @@ from bestiary.sentencepiece_model import BYTE, CONTROL, UNUSED, USER_DEFINED, re
 from bestiary_plugins.architectures import p_tuning
 from bestiary_plugins.architectures.chatglm import by_author
 from bestiary_plugins.architectures.fused_rows import by_part, width_and_heads
+from bestiary_plugins.architectures.published import published
 from bestiary_plugins.templates import Rounds
 
 if TYPE_CHECKING:
     from bestiary.checkpoint import TokenizerMaterial
+    from bestiary.tensor import Tensor
 
 Config = Mapping[str, Any]
 ALPHA = math.sqrt(2 * 28)
@@ -122,6 +124,13 @@ class ChatGlm1(Architecture):
             "mask_token_id": mask, "gmask_token_id": gmask, "bos_token_id": sop,
             **p_tuning.sizes(config, shapes),
         }
+
+    def published_config(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        return published(
+            config, ("chatglm", "ChatGLMModel"), ("head_dim", "num_key_value_heads", *p_tuning.own_keys(config)),
+            {"num_hidden_layers": "num_layers", "intermediate_size": "inner_hidden_size",
+             "max_position_embeddings": "max_sequence_length", "layer_norm_eps": "layernorm_epsilon"},
+            position_encoding_2d=True, **p_tuning.published_keys(config))
 
     def graph(self, config: Config, context: int) -> Graph:
         g, c = Trace(), config

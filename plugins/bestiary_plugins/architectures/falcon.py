@@ -16,9 +16,11 @@ from bestiary.plugin import Architecture, Graph, PreTokenizer, Rule, Trace, Turn
 from bestiary_plugins.architectures.alibi import nearest, slopes
 from bestiary_plugins.architectures.fused_rows import ByPart, width_and_heads
 from bestiary_plugins.architectures.pre_tokenizers import DIGITS, GPT2, PUNCTUATION
+from bestiary_plugins.architectures.published import published
 
 if TYPE_CHECKING:
     from bestiary.checkpoint import TokenizerMaterial
+    from bestiary.tensor import Tensor
 
 Config = Mapping[str, Any]
 
@@ -101,6 +103,15 @@ class Falcon(Architecture):
             "num_ln_in_parallel_attn": whole(config, "num_ln_in_parallel_attn", 1 + norms, high=2),
             "tie_word_embeddings": flag(config, "tie_word_embeddings", "output.weight" not in shapes),
         }
+
+    def published_config(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """In the keys of transformers' own class: those of the first configs need the code that came with them."""
+        heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        new = grouped(config) or config["num_ln_in_parallel_attn"] == 2 or kv_heads not in (1, heads)
+        return published(config, ("falcon", "FalconForCausalLM"),
+                         ("head_dim", "num_key_value_heads", "n_embed", "n_head", "n_head_kv", "n_layer", "auto_map"),
+                         {"intermediate_size": "ffn_hidden_size", "layer_norm_eps": "layer_norm_epsilon"},
+                         new_decoder_architecture=new, num_kv_heads=kv_heads, multi_query=kv_heads == 1)
 
     def graph(self, config: Config, context: int) -> Graph:
         g, c = Trace(), config

@@ -7,7 +7,7 @@ rounds to the type of the weights; here it is exact.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bestiary.config import flag, real, words
 from bestiary.errors import BestiaryError
@@ -17,6 +17,9 @@ from bestiary.transform import Add
 from bestiary_plugins.architectures.llama import Config, Llama
 from bestiary_plugins.architectures.qwen2 import NOT_PERMUTED
 from bestiary_plugins.architectures.windows import layer_types, sliding_window, window_of
+
+if TYPE_CHECKING:
+    from bestiary.tensor import Tensor
 
 NORMS = (("input_layernorm", "attn_norm"), ("post_attention_layernorm", "post_attention_norm"),
          ("pre_feedforward_layernorm", "ffn_norm"), ("post_feedforward_layernorm", "post_ffw_norm"))
@@ -75,6 +78,11 @@ class Gemma2(Llama):
                 "final_logit_softcapping": cap(config, "final_logit_softcapping", 30.0),
                 "sliding_window": sliding_window(config, 4096),
                 "layer_types": layer_types(config, lambda i: i % 2 == 0)}
+
+    def published_config(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        scalar = config["query_pre_attn_scalar"]  # a float is refused, where it means the same
+        return {**super().published_config(config, tensors),
+                "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar}
 
     def graph(self, config: Config, context: int) -> Graph:
         g, c = Trace(), config

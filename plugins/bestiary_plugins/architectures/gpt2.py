@@ -15,9 +15,11 @@ from bestiary.plugin import Architecture, PreTokenizer, Rule
 from bestiary.transform import Transpose
 from bestiary_plugins.architectures.llama import MOST_HEADS, WIDEST, Config, linear
 from bestiary_plugins.architectures.pre_tokenizers import GPT2
+from bestiary_plugins.architectures.published import published
 
 if TYPE_CHECKING:
     from bestiary.checkpoint import TokenizerMaterial
+    from bestiary.tensor import Tensor
 
 PREFIXES = ("transformer.", "")
 """The first checkpoints have none."""
@@ -76,6 +78,9 @@ class Gpt2(Architecture):
             "scale_attn_by_inverse_layer_idx": flag(config, "scale_attn_by_inverse_layer_idx"),
             "tie_word_embeddings": flag(config, "tie_word_embeddings", "output.weight" not in shapes),
         }
+
+    def published_config(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        return published(config, ("gpt2", "GPT2LMHeadModel"), ("num_key_value_heads",), OLDER)
 
     def graph(self, config: Config, context: int) -> Graph:
         g, c = Trace(), config

@@ -15,9 +15,11 @@ from bestiary_plugins.architectures.fused_rows import by_part, width_and_heads
 from bestiary_plugins.architectures.gpt2 import GELUS
 from bestiary_plugins.architectures.llama import WIDEST, Config, linear
 from bestiary_plugins.architectures.pre_tokenizers import GPT2
+from bestiary_plugins.architectures.published import published, share
 
 if TYPE_CHECKING:
     from bestiary.checkpoint import TokenizerMaterial
+    from bestiary.tensor import Tensor
 
 PARTS = (("input_layernorm", "attn_norm"), ("attention.dense", "attn_output"),
          ("post_attention_layernorm", "ffn_norm"), ("mlp.dense_h_to_4h", "ffn_up"), ("mlp.dense_4h_to_h", "ffn_down"))
@@ -69,6 +71,14 @@ class GptNeoX(Architecture):
             "attention_bias": flag(config, "attention_bias", not shapes or "blk.0.attn_qkv.bias" in shapes),
             "tie_word_embeddings": flag(config, "tie_word_embeddings", bool(shapes) and "output.weight" not in shapes),
         }
+
+    def published_config(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        turned, size = config["rotary_dim"], config["hidden_size"] // config["num_attention_heads"]
+        factor = config["rope_factor"]
+        own = ("num_key_value_heads", "rotary_dim", "rope_factor")
+        return published(config, ("gpt_neox", "GPTNeoXForCausalLM"), own,
+                         rotary_pct=share(turned, size, config["rotary_pct"]),
+                         rope_scaling=None if factor == 1 else {"type": "linear", "factor": factor})
 
     def graph(self, config: Config, context: int) -> Graph:
         g, c = Trace(), config

@@ -16,6 +16,7 @@ from bestiary.plugin import Architecture, Graph, Key, KnownVocabulary, PreTokeni
 from bestiary.transform import Regroup
 from bestiary_plugins.architectures.pre_tokenizers import LLAMA3
 from bestiary_plugins.architectures.prompts import PROMPTS
+from bestiary_plugins.architectures.published import published
 from bestiary_plugins.architectures.rotary import refuse_partial, yarn, yarn_scaling
 from bestiary_plugins.templates import OF_LLAMA
 
@@ -90,6 +91,10 @@ META = (
     Rule("output.weight", "output.weight"),
 )
 
+LLAMA3_SCALING = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                  "original_max_position_embeddings": 8192}
+"""Of all models of it that were published; only the factor differs."""
+
 LLAMA3_SPECIAL = (
     "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
     "<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<|start_header_id|>", "<|end_header_id|>",
@@ -123,6 +128,8 @@ class Llama(Architecture):
     usual_context, usual_eps = 2048, 1e-6
     """What transformers takes where a config says nothing."""
     pairing = "adjacent"
+    own_keys: tuple[str, ...] = ("rope_factor", "rope_original_context", "rope_factors", "attention_output_bias")
+    """What only a normalised config has."""
     namings = {"huggingface": HUGGINGFACE, "meta": META}
     ignorable = (r".*rotary_emb\.inv_freq", r"rope\.freqs",
                  r"output\.weight")  # a second copy of the embedding, where the two are tied
@@ -186,6 +193,25 @@ class Llama(Architecture):
                 "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}}
         normal["rope_factors"] = kind == "llama3" or "rope_freqs.weight" in shapes
         return normal
+
+    def published_config(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        said = published(config, self.called, self.own_keys)
+        scaling = config.get("rope_scaling")
+        if scaling is None and "rope_freqs.weight" in tensors:
+            said["rope_scaling"] = self.scaling_of(config, tensors["rope_freqs.weight"])
+        elif scaling is not None and scaling["rope_type"] == "linear":
+            said["rope_scaling"] = {"type": "linear", "factor": scaling["factor"]}  # what the oldest readers take too
+        return said
+
+    def scaling_of(self, config: Config, factors: Tensor) -> dict[str, Any] | None:
+        """The scaling of Llama 3.1 and later by which these factors follow from the config: files of others hold only
+        them. None where they do not."""
+        import numpy as np
+
+        given = factors.array()
+        scaling = {**LLAMA3_SCALING, "factor": float(str(given.max()))}
+        again = self.derived({**config, "rope_factors": True, "rope_scaling": scaling})["rope_freqs.weight"].array()
+        return scaling if given.shape == again.shape and np.allclose(given, again, rtol=1e-5) else None
 
     def derived(self, config: Config) -> Mapping[str, Tensor]:
         if not config["rope_factors"] or config["rope_scaling"] is None:

@@ -31,6 +31,16 @@ def sizes(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, An
             "prefix_width": table[-1], "prefix_projection": inner[0]}
 
 
+def own_keys(config: Config) -> tuple[str, ...]:
+    """What only a normalised config has."""
+    return ("prefix_width", "prefix_projection", *(() if config["pre_seq_len"] else ("pre_seq_len",)))
+
+
+def published_keys(config: Config) -> dict[str, Any]:
+    """What the published config of a model with a prefix says of it."""
+    return {"prefix_projection": bool(config["prefix_projection"])} if config["pre_seq_len"] else {}
+
+
 def past(config: Config, kv_heads: int, head_dim: int) -> Past | None:
     """What fills the cache, from a normalised config; None where the model has no prefix."""
     if not config["pre_seq_len"]:

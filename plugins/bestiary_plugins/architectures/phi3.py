@@ -18,6 +18,7 @@ from bestiary.graph import Trace, Value
 from bestiary.plugin import Key, Rule, TurnTemplate
 from bestiary.tensor import ArrayTensor, Tensor
 from bestiary_plugins.architectures.llama import Config, Llama, linear
+from bestiary_plugins.architectures.published import share
 from bestiary_plugins.architectures.windows import sliding_window
 
 TURNS = TurnTemplate("phi-3", "<|system|>\n{system}<|end|>\n", "<|user|>\n", "<|end|>\n", "<|assistant|>\n",
@@ -70,8 +71,7 @@ class Phi3(Llama):
             raise BestiaryError(f"{ORIGINAL} = {scaling[ORIGINAL]} in rope_scaling; "
                                 f"beside it stands {old}")
         long = kind in LONG or "rope_factors_long.weight" in shapes
-        growth = real(scaling, "factor", context / old)
-        usual = math.sqrt(1 + math.log(growth) / math.log(old)) if long and growth > 1 else 1.0
+        usual = usual_magnitude(real(scaling, "factor", context / old), old) if long else 1.0
         normal.update(
             attention_bias=False, attention_output_bias=False, mlp_bias=False, rotary_dim=turned, rope_scaling=None,
             partial_rotary_factor=share, original_max_position_embeddings=old, rope_parameters=None,
@@ -81,6 +81,22 @@ class Phi3(Llama):
             normal["rope_scaling"] = {"rope_type": "longrope", **{
                 key: numbers(scaling, key, turned // 2) for key in FACTORS}}
         return normal
+
+    own_keys = (*Llama.own_keys, "rotary_dim", "long_rope", "rope_magnitude", "rope_parameters", "attention_bias",
+                "mlp_bias")
+
+    def published_config(self, config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        said = super().published_config(config, tensors)
+        said["partial_rotary_factor"] = share(config["rotary_dim"], config["head_dim"], config["partial_rotary_factor"])
+        said.setdefault("pad_token_id", None)  # else transformers takes one that a small vocabulary does not have
+        if config["long_rope"]:
+            given = config["rope_scaling"] or {key: [float(str(number)) for number in tensors[
+                f"rope_factors_{key.removesuffix('_factor')}.weight"].array()] for key in FACTORS}
+            said["rope_scaling"] = {"type": LONG[0], **{key: given[key] for key in FACTORS}}
+            old = config["original_max_position_embeddings"]
+            if config["rope_magnitude"] != usual_magnitude(config["max_position_embeddings"] / old, old):
+                said["rope_scaling"]["attention_factor"] = config["rope_magnitude"]
+        return said
 
     def derived(self, config: Config) -> Mapping[str, Tensor]:
         scaling = config["rope_scaling"] or {}
@@ -115,6 +131,11 @@ class Phi3(Llama):
         return {**super().example_config(), "model_type": "phi3", "sliding_window": 24,
                 "original_max_position_embeddings": 64, "partial_rotary_factor": 0.75,
                 "rope_scaling": {"type": "longrope", "short_factor": factors, "long_factor": [4 * f for f in factors]}}
+
+
+def usual_magnitude(growth: float, old: int) -> float:
+    """How much queries and keys grow in a context that did so, where nothing else is said."""
+    return math.sqrt(1 + math.log(growth) / math.log(old)) if growth > 1 else 1.0
 
 
 def numbers(config: Config, key: str, count: int) -> list[float]:

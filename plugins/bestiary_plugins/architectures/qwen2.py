@@ -45,6 +45,8 @@ class Qwen2(Llama):
                 "sliding_window": sliding_window(config, 4096) if uses else None,
                 "layer_types": layer_types(config, lambda i: uses and i >= first)}
 
+    own_keys = (*Llama.own_keys, "attention_bias")
+
     def biases(self, config: Config, normal: Config) -> dict[str, Any]:
         return {"attention_bias": True, "attention_output_bias": False, "mlp_bias": False}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bestiary.graph import Trace, Value
 from bestiary.plugin import Rule
-from bestiary_plugins.architectures.llama import Config
+from bestiary_plugins.architectures.llama import Config, Llama
 from bestiary_plugins.architectures.qwen2 import NOT_PERMUTED, Qwen2
 
 
@@ -19,6 +19,7 @@ class Qwen3(Qwen2):
 
     name = "qwen3"
     called = ("qwen3", "Qwen3ForCausalLM")
+    own_keys = Llama.own_keys
     namings = {"huggingface": (*NOT_PERMUTED, *(
         Rule(f"model.layers.{{}}.self_attn.{part}_norm.weight", f"blk.{{}}.attn_{part}_norm.weight") for part in "qk"))}
 

@@ -78,7 +78,7 @@ def read_material(metadata: Metadata) -> TokenizerMaterial:
     if add_bos is None:
         add_bos = True if model == "gpt2" and pre in PRE_ADDS_BOS else default.get("add_bos")
     bos, eos = token("bos"), token("eos")
-    named = [token("eot"), token("eom"), *(metadata.integers(ENDS_KEY, most=MOST_ENDS) or ())]
+    named = [*(metadata.integers(ENDS_KEY, most=MOST_ENDS) or ()), token("eot"), token("eom")]
     spelled = [i for i, piece in enumerate(pieces) if piece in ENDS and kinds and kinds[i] == CONTROL]
     ends = tuple(dict.fromkeys(i for i in (eos, *named, *spelled) if i is not None))
     if any(not 0 <= i < len(pieces) for i in ends):

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from bestiary.architecture import COMMON_KEYS, Architecture
+from bestiary.architecture import COMMON_KEYS
 from bestiary.checkpoint import CANONICAL, Checkpoint
 from bestiary.encoding import Encoding
 from bestiary.errors import BestiaryError
@@ -41,12 +41,16 @@ from bestiary_plugins.loaders.gguf_types import (
     code_of,
 )
 from bestiary_plugins.loaders.gguf_vocabulary import write_material
+from bestiary_plugins.loaders.written_family import PATH, family_of, name_of, path_of
 
 if TYPE_CHECKING:
+    from bestiary.architecture import Architecture
     from bestiary.backend import Progress
     from bestiary.host import Host
 
 VERSION = 3
+SAID_ELSEWHERE = ("dtype", "torch_dtype")
+"""Keys of a config on what stands beside it: the tensors have types of their own."""
 Keys = dict[str, tuple[str, Any]]
 
 
@@ -107,18 +111,23 @@ def metadata_of(checkpoint: Checkpoint, host: Host) -> Keys:
     keys |= write_material(checkpoint.tokenizer, config, rows,
                            {**own, **host.pre_tokenizers, **own},  # of names of one rule the family's own comes first
                            (*family.rank_lists, *host.rank_lists.values()))
-    keys[CONFIG_KEY] = ("str", json.dumps(config, ensure_ascii=False, default=float))
+    keys[CONFIG_KEY] = ("str", json.dumps(embedded(checkpoint, family, keys), ensure_ascii=False, default=float,
+                                          sort_keys=True))
     foreign = {name: tensor for name, tensor in tensors.items() if code_of(tensor.encoding) is None}
     if foreign:
         keys[PLANES_KEY] = ("str", to_json(encodings_of(foreign), foreign, host.encodings))
     return {key: entry for key, entry in keys.items() if entry[1] is not None}
 
 
-def family_of(checkpoint: Checkpoint, host: Host) -> Architecture:
-    """The family whose keys are written: the one the checkpoint's GGUF named, else the one that claims it."""
-    named = checkpoint.metadata.get("general.architecture")
-    families = host.filed_as(named, checkpoint.config, checkpoint.tokenizer) if isinstance(named, str) else []
-    return families[0] if len(families) == 1 else host.architecture_of(checkpoint.config, checkpoint.tokenizer)
+def embedded(checkpoint: Checkpoint, family: Architecture, keys: Keys) -> dict[str, Any]:
+    """The config beside the keys: normalised, and as the family publishes it, so that the way back and again leads to
+    the same. What the file says elsewhere is left out."""
+    config = {**checkpoint.config, **family.published_config(checkpoint.config, checkpoint.tensors)}
+    for role in ("bos", "eos"):
+        if config.get(f"{role}_token_id") is None and (found := keys.get(f"tokenizer.ggml.{role}_token_id")):
+            config[f"{role}_token_id"] = found[1]
+    return {**{key: value for key, value in config.items() if key not in SAID_ELSEWHERE},
+            PATH: path_of(config, keys["general.name"][1])}
 
 
 def encodings_of(tensors: Mapping[str, Tensor]) -> dict[str, Encoding]:
@@ -128,15 +137,6 @@ def encodings_of(tensors: Mapping[str, Tensor]) -> dict[str, Encoding]:
         if found.setdefault(tensor.encoding.name, tensor.encoding) != tensor.encoding:
             raise BestiaryError(f"tensor {name} is in another {tensor.encoding.name} than the tensors before it")
     return found
-
-
-def name_of(checkpoint: Checkpoint) -> str:
-    """What the model is called: as the source says, else like its file or folder."""
-    said = checkpoint.metadata.get("general.name") or checkpoint.config.get("_name_or_path")
-    if isinstance(said, str) and said.strip("/."):
-        return said.rstrip("/").rpartition("/")[2]
-    path = checkpoint.path.absolute()
-    return path.name if path.is_dir() else path.stem
 
 
 def kind_of(value: Any) -> Any:
