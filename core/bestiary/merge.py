@@ -115,7 +115,8 @@ def adapted(base: Checkpoint, adapters: Sequence[Checkpoint], family: Architectu
     model's. Raises BestiaryError where an adapter does not fit."""
     here, graph = to_canonical(base, family)
     naming, vocabulary, tokenizer = adapters[0].naming, graph.vocabulary, base.tokenizer
-    held = renamed(base, here, family, naming).tensors
+    spelled = renamed(base, here, family, naming)
+    held = spelled.tensors
     parts = {name: [tensor] for name, tensor in held.items()}
     for checkpoint in adapters:
         adapter, grown = checkpoint.adapter or Adapter(), vocabulary
@@ -148,10 +149,9 @@ def adapted(base: Checkpoint, adapters: Sequence[Checkpoint], family: Architectu
     tensors = {name: held[name] if summed == [held.get(name)] else
                Sum(name, summed, rounded_to(name, held.get(name, summed[0]), encoding, base))
                for name, summed in parts.items()}
-    config = here.config if base.naming != naming else base.config
-    grown_keys = {key: vocabulary for key, value in config.items()
-                  if key.endswith("vocab_size") and value == graph.vocabulary}
-    return base.having(tensors=tensors, naming=naming, config={**config, **grown_keys}, tokenizer=tokenizer,
+    sizes = {key: vocabulary for key, value in spelled.config.items()
+             if key.endswith("vocab_size") and value == graph.vocabulary}
+    return base.having(tensors=tensors, naming=naming, config={**spelled.config, **sizes}, tokenizer=tokenizer,
                        source=(adapted, (base, tuple(adapters), family, encoding)))
 
 

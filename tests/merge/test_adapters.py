@@ -160,6 +160,15 @@ def test_a_grown_vocabulary_takes_the_models_place(zoo: Zoo, host: Host, spellin
         assert model.plan.graph.vocabulary == model.tokenizer.size == rows
 
 
+def test_what_is_saved_twice_is_taken_once_and_the_untrained_not_at_all(zoo: Zoo, host: Host) -> None:
+    """As PEFT saves a model whose vocabulary it has seen grow."""
+    saved = embeddings(ROWS + 4)
+    again = {f"{PREFIX}{name.removesuffix('.weight')}.{part}.weight": array if part == "modules_to_save" else 9 * array
+             for name, array in saved.items() for part in ("modules_to_save", "original_module")}
+    plain, twice = zoo.adapter("plain", saved=saved), zoo.adapter("twice", saved=saved, changes=again)
+    assert agrees(overlay(host, zoo.base(), twice), plain_merge(arrays(zoo.base()), plain))
+
+
 def test_ids_that_an_adapter_does_not_say_are_the_bases(zoo: Zoo, host: Host) -> None:
     config = {**config_of(zoo.base()), "bos_token_id": 1, "eos_token_id": 2}
     (zoo.base() / "config.json").write_text(json.dumps(config))

@@ -47,6 +47,8 @@ KEEPS_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 FACTORS = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.default)?(?P<end>\.weight)?")
 LEFT_OUT = re.compile(r"\.base_layer(?=\.)|\.modules_to_save(?:\.default)?(?=\.)")
 PREFIX = "base_model.model."
+UNTRAINED = ".original_module."
+"""In the name of a tensor that was saved as it is in the base, beside the trained one."""
 
 
 class Peft(Loader):
@@ -118,10 +120,14 @@ def sorted_out(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tupl
         if not given.startswith(PREFIX):
             raise BestiaryError(f"tensor {short(given, 120)} is not understood; the names in an adapter of PEFT begin "
                                 f"with {PREFIX}")
+        if UNTRAINED in given:
+            continue
         name = LEFT_OUT.sub("", given.removeprefix(PREFIX))
         match = FACTORS.fullmatch(name)
         if match and (match["end"] is None) == (match["kind"] is not None):
             factors.setdefault((match["module"], match["kind"] is not None), {})[match["side"]] = tensor
+        elif name in replaced and replaced[name].shape == tensor.shape:
+            continue  # one that has grown is saved twice: by its own name, and as a module to save
         elif ".lora_" in name or name in replaced:
             raise BestiaryError(f"tensor {short(given, 120)} is not implemented; the matrices lora_A and lora_B of "
                                 "linear layers and of embeddings are")
