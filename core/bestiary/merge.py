@@ -92,8 +92,8 @@ def delta(base: Checkpoint, other: Checkpoint, base_family: Architecture, family
             raise BestiaryError(f"{path} lacks {listed(names)}; a delta and its base hold the same")
     tensors: dict[str, Tensor] = {}
     for name, tensor in other.tensors.items():
-        if name not in held:
-            continue  # what can be ignored
+        if name not in held or ignorable(family, name) and tensor.encoding.name not in PLAIN:
+            continue  # nobody needs it; a mask of attention may be of any type
         mine = held[name]
         if mine.shape != tensor.shape and not (tensor.rows == graph.vocabulary
                                                and grows(mine.shape, tensor.shape, base_graph.vocabulary)):

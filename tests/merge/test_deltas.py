@@ -168,6 +168,14 @@ def test_tables_of_frequencies_are_in_nobodys_way(zoo: Zoo, host: Host) -> None:
         to_canonical(found, host.architectures["llama"])
 
 
+def test_masks_that_are_no_numbers_are_in_nobodys_way(zoo: Zoo, host: Host) -> None:
+    base = zoo.model("gpt2", 1, family="gpt2")
+    masked = copied(base, "masked")
+    save_file({**arrays(base), "transformer.h.0.attn.bias": np.ones((1, 1, 4, 4), np.bool_)},
+              masked / "model.safetensors")
+    assert same(contents(overlay(host, masked, masked)), contents(overlay(host, base, base)))
+
+
 def test_a_delta_without_a_tokenizer_has_the_bases(zoo: Zoo, host: Host) -> None:
     assert overlay(host, zoo.delta(), zoo.base()).tokenizer == host.open(zoo.delta()).tokenizer
     (zoo.delta() / "tokenizer.json").unlink()
