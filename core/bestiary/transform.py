@@ -36,8 +36,8 @@ class _Permuted(Tensor):
         sizes = ends - starts
         run = np.searchsorted(starts, wanted, "right") - 1
         places = (np.cumsum(sizes) - sizes)[run] + wanted - starts[run]
-        joined: Rows = found[0] if len(found) == 1 else np.concatenate(found)
-        return joined[places]
+        kept: Rows = (found[0] if len(found) == 1 else np.concatenate(found))[places]
+        return kept
 
 
 class _PermutedEntries(Tensor):

@@ -42,6 +42,7 @@ LOADERS = (
 WRITERS = (
     "loaders.gguf_writer:GgufWriter",
     "loaders.huggingface_writer:HuggingFaceWriter",
+    "loaders.meta_writer:MetaWriter",
 )
 QUANTIZERS = (
     "quantizers.plain:PlainF32",

@@ -143,11 +143,14 @@ def test_an_existing_output_is_refused_before_any_work(cli: Cli, stories: Path, 
 def test_an_output_that_cannot_be_written_is_refused(cli: Cli, stories: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "letters.txt").write_text("Dear Sir")
     for out in (tmp_path / "none" / "s.gguf", tmp_path / "file" / "s.gguf", tmp_path / "folder"):
         result = cli("convert", stories, out)
         assert result.status == 1
         assert result.err.count("\n") == 1
         assert "folder" in result.err
+    result = cli("convert", stories, tmp_path / "folder", "--force")
+    assert result.status == 1 and "is a folder of other things" in result.err
 
 
 def test_the_input_is_no_output(cli: Cli, model: Path) -> None:

@@ -126,8 +126,9 @@ def embedded(checkpoint: Checkpoint, family: Architecture, keys: Keys) -> dict[s
     for role in ("bos", "eos"):
         if config.get(f"{role}_token_id") is None and (found := keys.get(f"tokenizer.ggml.{role}_token_id")):
             config[f"{role}_token_id"] = found[1]
-    return {**{key: value for key, value in config.items() if key not in SAID_ELSEWHERE},
-            PATH: path_of(config, keys["general.name"][1])}
+    config[PATH] = path_of(config, keys["general.name"][1])
+    return {key: value for key, value in config.items()
+            if key not in SAID_ELSEWHERE and (key != PATH or value != keys["general.name"][1])}
 
 
 def encodings_of(tensors: Mapping[str, Tensor]) -> dict[str, Encoding]:
