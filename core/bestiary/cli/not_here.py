@@ -16,7 +16,7 @@ RUN = {
     **dict.fromkeys(("--mirostat", "--mirostat-lr", "--mirostat-ent", "--tfs", "--typical", "--xtc-probability",
                      "--dry-multiplier", "--dynatemp-range", "--top-nsigma", "--top-n-sigma"), CHAIN),
     **dict.fromkeys(("--lora", "--lora-base", "--lora-scaled"),
-                    "bestiary merge --base MODEL --lora ADAPTER puts an adapter on for good; at run time it is not there"),
+                    "an adapter is put on for good: bestiary merge --base MODEL --lora ADAPTER --target NEW"),
     "--control-vector": LATER,
     **dict.fromkeys(("--grammar", "--grammar-file", "--json-schema"), f"grammars are {LATER}"),
     **dict.fromkeys(("-md", "--model-draft", "--draft"), f"a draft model is {LATER}"),
