@@ -64,11 +64,13 @@ class Zoo:
 
     def __init__(self, folder: Path, host: Host) -> None:
         self.folder, self.host = folder, host
+        self.values: dict[str, Any] = {}
+        """What all models have in place of the example's values."""
 
     def model(self, name: str, seed: int, family: str = "llama", **values: Any) -> Path:
         path = self.folder / name
         if not path.exists():
-            publish(self.host.architectures[family], path, seed, **values)
+            publish(self.host.architectures[family], path, seed, **{**self.values, **values})
         return path
 
     def base(self) -> Path:
