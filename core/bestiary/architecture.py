@@ -74,6 +74,16 @@ class RankList:
 
 
 @dataclass(frozen=True)
+class KnownVocabulary:
+    """A tokenizer that models of the family come with: how many pieces it has, whose it is in words, and the sizes of
+    the vocabularies (rows of the embedding) that it belongs to."""
+
+    pieces: int
+    words: str
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class PromptLayout:
     """Where tokens stand: the positions of a prompt's tokens, (streams, n), those of the first token after it and how
     they go on from there, one number a stream, and how many tokens are the prompt's prefix."""
@@ -101,6 +111,8 @@ class Architecture(ABC):
     pre_tokenizers: Mapping[str, PreTokenizer] = {}
     """Splitting rules by the names they have in files, also where two names mean one rule."""
     rank_lists: tuple[RankList, ...] = ()
+    vocabularies: tuple[KnownVocabulary, ...] = ()
+    """Tokenizers that are taken for one another when models are merged."""
     templates: Mapping[str, Template] = {}
     prompts: Mapping[str, str] = {}
     """Texts that guides to such models begin a prompt with, by the name of the file they have there."""

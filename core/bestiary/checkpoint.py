@@ -64,12 +64,24 @@ class TokenizerMaterial:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """What makes a checkpoint no model but a change to one: its `tensors` take the places of that model's.
+
+    added: what is added to tensors of the model, each of that tensor's shape. base: what the model is called, if the
+    adapter says so.
+    """
+
+    added: Mapping[str, Tensor] = field(default_factory=dict)
+    base: str = ""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A model on disk, or a view of one.
 
     config: Hugging Face's key names. naming: whose tensor names and row orders these are ("huggingface", "meta",
     CANONICAL ...), a key of Architecture.namings. metadata: further facts a writer may keep (name, author, licence).
-    source: how to get it again; it is what pickles.
+    source: how to get it again; it is what pickles. adapter: see Adapter; None for a model.
     """
 
     path: Path
@@ -79,15 +91,31 @@ class Checkpoint:
     tokenizer: TokenizerMaterial = field(default_factory=TokenizerMaterial)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     source: tuple[Callable[..., Checkpoint], tuple[Any, ...]] | None = None
+    adapter: Adapter | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Checkpoint], tuple[Any, ...]]:
         if self.source is None:
             raise TypeError(f"the checkpoint of {self.path} was made in memory; it cannot be pickled")
         return self.source
 
+    @property
+    def vocabulary_only(self) -> bool:
+        """Whether it is a tokenizer, and nothing that could be run."""
+        return self.adapter is not None or not self.config and not self.tensors
+
     def having(self, **changes: Any) -> Checkpoint:
         """A view with some fields replaced; it says itself how it pickles, or does not."""
         return replace(self, **{"source": None, **changes})
+
+
+def check_model(checkpoint: Checkpoint) -> None:
+    """Raises BestiaryError for a tokenizer without weights, and for an adapter."""
+    if checkpoint.adapter is not None:
+        made_for = f" ({short(checkpoint.adapter.base)})" if checkpoint.adapter.base else ""
+        raise BestiaryError(f"{checkpoint.path} is an adapter and no model by itself: `merge` and `convert` put it "
+                            f"together with the model it was made for{made_for}, which --base names")
+    if checkpoint.vocabulary_only:
+        raise BestiaryError(f"{checkpoint.path} holds a tokenizer and no weights")
 
 
 def Overlay(base: Checkpoint, function: Callable[[Checkpoint], Mapping[str, Tensor]]) -> Checkpoint:  # noqa: N802

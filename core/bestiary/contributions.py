@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from bestiary.architecture import Architecture, Key, PreTokenizer, RankList, Rule
+from bestiary.architecture import Architecture, Key, KnownVocabulary, PreTokenizer, RankList, Rule
 from bestiary.backend import Backend
 from bestiary.encoding import Encoding
 from bestiary.errors import BestiaryError, printable
@@ -42,7 +42,8 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "architectures": Kind("architecture", Architecture, {
         "filed_as": str, "namings": Mapping, "ignorable": (tuple, list), "keys": (tuple, list),
-        "pre_tokenizers": Mapping, "rank_lists": (tuple, list), "templates": Mapping, "prompts": Mapping}),
+        "pre_tokenizers": Mapping, "rank_lists": (tuple, list), "vocabularies": (tuple, list), "templates": Mapping,
+        "prompts": Mapping}),
     "loaders": Kind("loader", Loader),
     "writers": Kind("writer", Writer, {"suffix": str, "stem": str, "rank": int, "marks": (tuple, list)}),
     "quantizers": Kind("quantizer", Quantizer, {
@@ -124,6 +125,8 @@ def _faults(kind: str, item: Any) -> Iterator[tuple[str, object, str]]:
             if not (isinstance(name, str) and isinstance(value, PreTokenizer)
                     and isinstance(value.patterns, tuple) and _texts(value.patterns)):  # they are hashed
                 yield "pre_tokenizers", {name: value}, "name and pre-tokenizer"
+        yield from (("vocabularies", known, "known vocabulary") for known in item.vocabularies
+                    if not isinstance(known, KnownVocabulary))
         yield from (("rank_lists", ranks, "rank list") for ranks in item.rank_lists if not (
             isinstance(ranks, RankList) and isinstance(ranks.size, int) and _texts(ranks.special) and _texts(ranks.ends)
             and _texts((ranks.pre_tokenizer, ranks.bos, ranks.eos))))

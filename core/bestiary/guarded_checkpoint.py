@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bestiary.checkpoint import Checkpoint, TokenizerMaterial, Vocabulary
+from bestiary.checkpoint import Adapter, Checkpoint, TokenizerMaterial, Vocabulary
 from bestiary.contributions import one_line, shown
 from bestiary.encoding import Encoding
 from bestiary.errors import BestiaryError, short
@@ -46,8 +47,15 @@ def guarded(checkpoint: object, path: Path, guard: calling) -> Checkpoint:
     with guard:
         for fault in _faults(checkpoint):
             raise BestiaryError(f"{guard.who} opened {path} and gave a checkpoint whose {fault}")
-        tensors = {name: GuardedTensor(tensor, name, guard) for name, tensor in checkpoint.tensors.items()}
-    return checkpoint.having(tensors=tensors, source=(_again, (checkpoint, path, guard.who, guard.what)))
+        tensors, adapter = under_guard(checkpoint.tensors, guard), checkpoint.adapter
+        if adapter is not None:
+            adapter = replace(adapter, added=under_guard(adapter.added, guard))
+    return checkpoint.having(tensors=tensors, adapter=adapter,
+                             source=(_again, (checkpoint, path, guard.who, guard.what)))
+
+
+def under_guard(tensors: Mapping[str, Tensor], guard: calling) -> dict[str, Tensor]:
+    return {name: GuardedTensor(tensor, name, guard) for name, tensor in tensors.items()}
 
 
 def _again(checkpoint: Checkpoint, path: Path, who: str, what: str) -> Checkpoint:
@@ -62,7 +70,11 @@ def _faults(checkpoint: Checkpoint) -> Iterator[str]:
     for name, kinds in MATERIAL.items():
         if not isinstance(value := getattr(checkpoint.tokenizer, name), kinds):
             yield f"tokenizer has {shown(value)} for {name}, not a {kinds[0].__name__}"
-    for name, tensor in checkpoint.tensors.items():
+    adapter = checkpoint.adapter
+    if adapter is not None and not (isinstance(adapter, Adapter) and isinstance(adapter.added, Mapping)
+                                    and isinstance(adapter.base, str)):
+        yield f"adapter is {shown(adapter)}, not an Adapter"
+    for name, tensor in (*checkpoint.tensors.items(), *(adapter.added.items() if adapter else ())):
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             yield f"tensors have {shown(tensor)} for {short(name)}, not a name and a Tensor"
         if not isinstance(tensor.encoding, Encoding):

@@ -8,9 +8,9 @@ from typing import Any
 
 from bestiary.architecture import Architecture
 from bestiary.canonical import to_canonical
-from bestiary.checkpoint import Checkpoint
+from bestiary.checkpoint import Adapter, Checkpoint
 from bestiary.convert import types
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, short
 from bestiary.host import Host
 from bestiary.model import make_tokenizer
 from bestiary.saving import size_on_disk
@@ -27,7 +27,9 @@ def inspect(path: str | os.PathLike[str], host: Host, loader: str | None = None,
     family: Architecture | None = None
     config: Any = dict(checkpoint.config)
     tensors = checkpoint.tensors
-    if config or tensors:
+    if checkpoint.adapter is not None:
+        problems.append(about(checkpoint.adapter, len(tensors)))
+    elif config or tensors:
         try:
             family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
             with host.calling(family, f"read {path}"):
@@ -66,6 +68,8 @@ def _tokenizer(checkpoint: Checkpoint, family: Architecture | None, config: Any,
     except BestiaryError as error:
         problems.append(str(error))
         return None
+    if tokenizer is None and checkpoint.adapter is not None:
+        return None
     if tokenizer is None:
         problems.append("no tokenizer; name one with --tokenizer FILE")
         return None
@@ -73,6 +77,13 @@ def _tokenizer(checkpoint: Checkpoint, family: Architecture | None, config: Any,
     return {"files": sorted(material.files), "algorithm": vocabulary.algorithm if vocabulary else None,
             "size": tokenizer.size, "bos": tokenizer.bos, "eos": tokenizer.eos, "ends": sorted(tokenizer.ends),
             "add_bos": tokenizer.add_bos, "add_eos": tokenizer.add_eos}
+
+
+def about(adapter: Adapter, replaced: int) -> str:
+    """Why it does not run."""
+    made_for = f", made for {short(adapter.base)}" if adapter.base else ""
+    return (f"an adapter{made_for}: it adds to {len(adapter.added)} tensors of a model and replaces {replaced}; "
+            "`merge` and `convert` take it together with its base")
 
 
 def plain(value: Any) -> Any:

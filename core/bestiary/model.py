@@ -18,7 +18,7 @@ from bestiary.architecture import Architecture, Config, PromptLayout
 from bestiary.backend import Backend, Batch, Limits, Plan, Progress
 from bestiary.canonical import to_canonical
 from bestiary.chat import end_ids, rendered, template_of
-from bestiary.checkpoint import Checkpoint, TokenizerMaterial, extended
+from bestiary.checkpoint import Checkpoint, TokenizerMaterial, check_model, extended
 from bestiary.contributions import shown
 from bestiary.convert import convert, recipe_for
 from bestiary.encoding import F32
@@ -293,8 +293,7 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     """
     host = host or Host()
     checkpoint = host.open(Path(path), loader)
-    if not checkpoint.config and not checkpoint.tensors:
-        raise BestiaryError(f"{path} holds a tokenizer and no weights")
+    check_model(checkpoint)
     if add is not None:
         checkpoint = extended(checkpoint, host.open(Path(add)))
     if config:
@@ -399,8 +398,7 @@ def open_tokenizer(path: str | os.PathLike[str], host: Host, loader: str | None 
                    ) -> tuple[Tokenizer, TokenizerMaterial, Architecture | None]:
     """As `load_tokenizer`; with what it was made of, and its family where the checkpoint is a model's."""
     checkpoint = host.open(Path(path), loader)
-    vocabulary_only = not checkpoint.config and not checkpoint.tensors
-    family = None if vocabulary_only else host.architecture_of(checkpoint.config, checkpoint.tokenizer)
+    family = None if checkpoint.vocabulary_only else host.architecture_of(checkpoint.config, checkpoint.tokenizer)
     tokenizer = make_tokenizer(checkpoint.tokenizer, family, checkpoint.config, host)
     if tokenizer is None:
         raise BestiaryError(f"{path} has no tokenizer")

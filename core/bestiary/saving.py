@@ -5,21 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bestiary.architecture import Architecture
 from bestiary.backend import Progress
 from bestiary.canonical import to_canonical
-from bestiary.checkpoint import CANONICAL, Checkpoint, extended
+from bestiary.checkpoint import CANONICAL, Checkpoint, check_model, extended
 from bestiary.convert import convert, recipe_for, types
-from bestiary.encoding import BF16, F16
+from bestiary.encoding import BF16, F16, PLAIN
 from bestiary.errors import BestiaryError
 from bestiary.files import check_replaceable
 from bestiary.folders import check_folder
 from bestiary.host import Host
 from bestiary.loader import Writer
+from bestiary.merge import check_vocabulary, merged
 from bestiary.model import make_tokenizer
 
 log = logging.getLogger("bestiary")
@@ -38,6 +40,7 @@ class Saved:
 def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | None, type: str | None, host: Host, *,
             format: str | None = None, loader: str | None = None, architecture: str | None = None,
             tokenizer: str | os.PathLike[str] | None = None, add: str | os.PathLike[str] | None = None,
+            base: str | os.PathLike[str] | None = None, adapters: Sequence[str | os.PathLike[str]] = (),
             context: int | None = None, pure: bool = False, auto: bool = False, requantize: bool = False,
             force: bool = False, progress: Progress | None = None) -> Saved:
     """Writes the checkpoint at `source` in another type and format, streaming.
@@ -45,9 +48,10 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     target: None names it after its type, beside the source. type: a quantizer's name; None keeps the types of a
     file that was converted before, and of a quantized checkpoint, and gives f16 for any other, or with `auto` bf16
     where most weights are bf16. format: a writer's name, by default the one of target's suffix, else the one of the
-    highest rank. tokenizer: a file or checkpoint to take it from. add: a checkpoint of further tensors. context:
-    what the file says the model was made for. pure, requantize: see convert.Recipe. Raises BestiaryError before any
-    work where the target exists (without `force`), cannot be written, or is the source.
+    highest rank. tokenizer: a file or checkpoint to take it from. add: a checkpoint of further tensors. base,
+    adapters: what it is merged with on the way, see merge.merged. context: what the file says the model was made for.
+    pure, requantize: see convert.Recipe. Raises BestiaryError before any work where the target exists (without
+    `force`), cannot be written, or is a source.
     """
     started = time.perf_counter()
     source = Path(source)
@@ -57,12 +61,15 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     if type is not None:
         type = host.quantizers[type].name  # a misspelt one is said before anything is read
     if target is not None:
-        check_target(Path(target), source, writer, force)
+        for given in (source, base, *adapters):
+            check_target(Path(target), Path(given or source), writer, force)
     if context is not None and context < 1:
         raise BestiaryError(f"context = {context}; it must be 1 or more")
     checkpoint = host.open(source, loader)
-    if not checkpoint.config and not checkpoint.tensors:
-        raise BestiaryError(f"{source} holds a tokenizer and no weights")
+    merging = base is not None or bool(adapters)
+    if merging:
+        checkpoint, type = merged_for(type, checkpoint, base, adapters, architecture, auto, host)
+    check_model(checkpoint)
     if add is not None:
         checkpoint = extended(checkpoint, host.open(Path(add)))
     if tokenizer is not None:
@@ -70,7 +77,7 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         if checkpoint.tokenizer.empty:
             raise BestiaryError(f"{tokenizer} has no tokenizer")
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
-    converted = checkpoint.naming == CANONICAL
+    converted = merging or checkpoint.naming == CANONICAL
     with host.calling(family, f"read {source}"):
         checkpoint, graph = to_canonical(checkpoint, family)
     if type is None and not converted:
@@ -86,14 +93,36 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         log.warning("%s has no tokenizer: what is written takes no text; --tokenizer FILE gives it one", source)
     else:
         try:
-            make_tokenizer(checkpoint.tokenizer, family, checkpoint.config, host)
+            speaks = make_tokenizer(checkpoint.tokenizer, family, checkpoint.config, host)
         except BestiaryError as error:
+            speaks = None
             log.warning("what is written takes no text, for its tokenizer cannot be used (%s); --tokenizer FILE gives "
                         "another", error)
+        if merging and speaks is not None:
+            check_vocabulary(checkpoint, graph.vocabulary, speaks.size, family)
     target = Path(target)
     with host.calling(writer, f"write {target}"):
         writer.save(checkpoint, target, host, force=force, progress=progress)
     return Saved(target, size_on_disk(target), types(checkpoint), time.perf_counter() - started)
+
+
+def merged_for(type: str | None, source: Checkpoint, base: str | os.PathLike[str] | None,
+               adapters: Sequence[str | os.PathLike[str]], architecture: str | None, auto: bool, host: Host,
+               ) -> tuple[Checkpoint, str | None]:
+    """The merged checkpoint, and the type that it is written in: by default that of a first conversion. Where that is
+    plain, sums are rounded to it and to nothing else before."""
+    below = None if base is None else host.open(Path(base))
+    above = [host.open(Path(path)) for path in adapters]
+    model = below if source.adapter is not None and below is not None else source
+    check_model(model)
+
+    def family_of(checkpoint: Checkpoint) -> Architecture:
+        return host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
+
+    if type is None and model.naming != CANONICAL:
+        type = plain_type(model, auto)
+    with host.calling(family_of(model), f"read {model.path}"):
+        return merged(source, below, above, family_of, PLAIN.get(type or "")), type
 
 
 def plain_type(checkpoint: Checkpoint, auto: bool) -> str | None:

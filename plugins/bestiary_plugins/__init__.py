@@ -32,6 +32,7 @@ LOADERS = (
     "loaders.gguf:Gguf",
     "loaders.huggingface:HuggingFace",
     "loaders.meta:Meta",
+    "loaders.peft:Peft",
     "loaders.llama2c:Llama2c",
     "loaders.vocabulary_files:SentencePieceFile",
     "loaders.vocabulary_files:RankListFile",

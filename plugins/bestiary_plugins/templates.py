@@ -8,7 +8,7 @@ models/llama3/chat_format.py; lm-sys/FastChat fastchat/conversation.py; FreedomI
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bestiary.errors import BestiaryError
 from bestiary.plugin import Message, Segment, Template, TurnTemplate
@@ -41,9 +41,10 @@ VICUNA_V11 = TurnTemplate("vicuna-v1.1", "{system} ", "USER: ", " ", "ASSISTANT:
                           stop=("</s>",))
 PHOENIX = TurnTemplate("phoenix", "{system}\n\n", "Human: <s>", "</s>", "Assistant: <s>", "</s>", default_system=HUMAN,
                        stop=("</s>",))
+CHIMERA = replace(PHOENIX, name="chimera")  # one program talks to both
 
 OF_LLAMA: Mapping[str, Template] = {template.name: template for template in (
-    ALPACA, CHINESE_ALPACA, CHINESE_ALPACA_2, LLAMA2, LLAMA3, VICUNA_V0, VICUNA_V11, PHOENIX)}
+    ALPACA, CHINESE_ALPACA, CHINESE_ALPACA_2, LLAMA2, LLAMA3, VICUNA_V0, VICUNA_V11, PHOENIX, CHIMERA)}
 """Formats that models of LLaMA's graph were taught."""
 
 

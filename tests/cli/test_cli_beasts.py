@@ -23,11 +23,15 @@ def rows(out: str) -> dict[str, list[str]]:
     return {line.split()[0]: line.replace(" kB", "").split(maxsplit=len(FIGURES) - 1) for line in table.splitlines()}
 
 
+MERGES = ["chimera", "chinese-llama"]
+"""Models that were published as differences."""
+
+
 def test_every_family_is_a_row_and_a_plugins_too(cli: Cli, host: Host) -> None:
     result = cli("--plugin", GECKO, "demo", "--beasts")
     assert result.status == 0 and "error" not in result.err
     found = rows(result.out)
-    assert [*found] == sorted([*host.architectures, "gecko"])
+    assert [*found] == [*sorted([*host.architectures, "gecko"]), *MERGES]
     for family, row in found.items():
         weights, plain, small = (float(cell.replace(",", "")) for cell in row[1:4])
         assert weights > 10_000 and small < plain, family
@@ -39,9 +43,15 @@ def test_every_family_is_a_row_and_a_plugins_too(cli: Cli, host: Host) -> None:
 def test_the_models_are_kept_where_that_is_asked_for(cli: Cli, tmp_path: Path, host: Host) -> None:
     kept = tmp_path / "new/tiny"
     assert cli("demo", "--beasts", "--keep", kept).status == 0
-    assert sorted(path.name for path in kept.iterdir()) == sorted(host.architectures)
+    assert sorted(path.name for path in kept.iterdir()) == sorted([*host.architectures, *MERGES])
     for name in host.architectures:
         assert sorted(path.name for path in (kept / name).iterdir()) == ["f16.gguf", "published", "q8_0.gguf"]
+    assert sorted(path.name for path in (kept / "chimera").iterdir()) == ["base", "delta", "f16.gguf", "q8_0.gguf"]
+    assert sorted(path.name for path in (kept / "chinese-llama").iterdir()) == ["adapter", "base", "f16.gguf",
+                                                                                "q8_0.gguf"]
+    grown = [load(kept / name / "q8_0.gguf", "numpy", host=host).plan.graph.vocabulary for name in MERGES]
+    rows = host.architectures["llama"].example_config()["vocab_size"]
+    assert grown == [rows + 1, rows + 31]
     result = cli("demo", "--beasts", "--keep", kept)
     assert result.status == 1 and f"{kept} is there already; remove it, or choose another" in result.err
 
@@ -53,8 +63,8 @@ def test_what_fails_is_a_line_and_the_others_run(cli: Cli, tmp_path: Path, host:
     result = cli("--plugin", tmp_path / "broken.py", "demo", "--beasts")
     assert result.status == 1
     assert "gecko: " in result.out and "have no name for tensor output_norm.weight" in result.out
-    assert "1 of the families did not run: gecko" in result.err
-    assert len(rows(result.out)) == len(host.architectures) + 1
+    assert "1 of the beasts did not run: gecko" in result.err
+    assert len(rows(result.out)) == len(host.architectures) + 1 + len(MERGES)
 
 
 @pytest.mark.parametrize("name", sorted(Host().architectures))

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 from safetensors.numpy import save_file
 
 from bestiary.canonical import spelled
@@ -107,9 +108,23 @@ def llama2c_tokenizer(folder: Path) -> Path:
     return path
 
 
+def peft(folder: Path) -> Path:
+    """It adds to one matrix and replaces another."""
+    given, rng = arrays("huggingface"), np.random.default_rng(4)
+    module, kept = "model.layers.0.mlp.up_proj", "model.norm.weight"
+    rows, columns = given[f"{module}.weight"].shape
+    save_file({f"base_model.model.{module}.lora_A.weight": rng.standard_normal((3, columns)).astype(np.float32),
+               f"base_model.model.{module}.lora_B.weight": rng.standard_normal((rows, 3)).astype(np.float32),
+               f"base_model.model.{kept}": given[kept]}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(
+        {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "modules_to_save": ["norm"], "target_modules": ["up_proj"]}))
+    return folder
+
+
 SAMPLES: Mapping[str, Callable[[Path], Path]] = {
-    "gguf": gguf, "huggingface": huggingface, "meta": meta, "llama2.c": llama2c, "sentencepiece": sentencepiece,
-    "tiktoken": tiktoken, "tokenizer.json": tokenizer_json, "llama2c-tokenizer": llama2c_tokenizer}
+    "gguf": gguf, "huggingface": huggingface, "meta": meta, "peft": peft, "llama2.c": llama2c,
+    "sentencepiece": sentencepiece, "tiktoken": tiktoken, "tokenizer.json": tokenizer_json,
+    "llama2c-tokenizer": llama2c_tokenizer}
 """By the loader's name: a new loader needs a line here."""
 
 HEADERS = {"gguf": 2048, "llama2.c": 256}

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def convert(
     context: typer.Context,
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Checkpoint: a file or a folder.")],
+    source: Annotated[Path | None, typer.Argument(
+        metavar="SRC", help="Checkpoint: a file or a folder; with --base a delta or an adapter.")] = None,
     out: Annotated[str | None, typer.Argument(
         metavar="[OUT]", help="Output file, or folder; by default in SRC's folder, named after its type.")] = None,
     outfile: Annotated[str | None, typer.Option("--outfile", metavar="FILE", help="The same as OUT.")] = None,
@@ -27,6 +28,8 @@ def convert(
         "--tokenizer", "--vocab-dir", metavar="FILE",
         help="Take the tokenizer from this file, folder or checkpoint.")] = None,
     add: options.Add = None,
+    base: options.Base = None,
+    lora: options.Lora = None,
     output_format: Annotated[str | None, typer.Option(
         "--format", metavar="NAME", help="Output format; by default by OUT's name.")] = None,
     loader: options.Loader = None,
@@ -47,6 +50,14 @@ def convert(
     if out is not None and out.isdigit() and outtype is None and out in host.quantizers:
         out, outtype = None, out  # an old script's number of a type
     auto = outtype == "auto"
+    if source is None and base is None:
+        raise BestiaryError("no checkpoint is named: SRC, or --base with --lora")
+    if base is not None and lora:  # the base is what is converted; a word beside it is the output
+        if out is not None:
+            raise BestiaryError("with --base and --lora there is no SRC; one OUT may be named")
+        out, source, base = None if source is None else str(source), base, None
+    if source is None:
+        raise BestiaryError(f"--base {base} wants SRC, a delta or an adapter, or --lora")
     for given, line in ((vocabulary_type, "no use for --vocabtype: what a tokenizer is stands in its file"),
                         (concurrency, "no use for --concurrency: the file is written as it is read")):
         if given is not None:
@@ -56,8 +67,8 @@ def convert(
     with terminal.progress_bar("converting") as progress:
         saved = save_as(source, outfile if out is None else out, None if auto else outtype, host, auto=auto,
                         format=output_format, loader=loader, architecture=architecture,
-                        tokenizer=options.vocabulary_path(tokenizer), add=add, context=ctx, pure=pure,
-                        requantize=requantize, force=force, progress=progress)
+                        tokenizer=options.vocabulary_path(tokenizer), add=add, base=base, adapters=lora or (),
+                        context=ctx, pure=pure, requantize=requantize, force=force, progress=progress)
     report(saved)
 
 

@@ -15,7 +15,9 @@ SPLIT = f"splitting is {LATER}: one file is written"
 RUN = {
     **dict.fromkeys(("--mirostat", "--mirostat-lr", "--mirostat-ent", "--tfs", "--typical", "--xtc-probability",
                      "--dry-multiplier", "--dynatemp-range", "--top-nsigma", "--top-n-sigma"), CHAIN),
-    **dict.fromkeys(("--lora", "--lora-base", "--lora-scaled", "--control-vector"), f"adapters are {LATER}"),
+    **dict.fromkeys(("--lora", "--lora-base", "--lora-scaled"),
+                    "an adapter is put on for good: bestiary merge --base MODEL --lora ADAPTER --target NEW"),
+    "--control-vector": LATER,
     **dict.fromkeys(("--grammar", "--grammar-file", "--json-schema"), f"grammars are {LATER}"),
     **dict.fromkeys(("-md", "--model-draft", "--draft"), f"a draft model is {LATER}"),
     **dict.fromkeys(("-cnv", "--conversation", "--chat-template", "--jinja", "-sys", "--system-prompt"), CHAT),

@@ -42,6 +42,10 @@ TokenizerFile = Annotated[Path | None, typer.Option(
     "--tokenizer", metavar="FILE", help="Take the tokenizer from this file or checkpoint.")]
 Add = Annotated[Path | None, typer.Option(
     "--add", metavar="PATH", help="A checkpoint of further tensors, a trained prefix for example.")]
+Base = Annotated[Path | None, typer.Option(
+    "--base", metavar="PATH", help="The model that a delta or an adapter was made for.")]
+Lora = Annotated[list[Path] | None, typer.Option(
+    "--lora", metavar="PATH", help="An adapter for the base; several are put on in the order given.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Pure = Annotated[bool, typer.Option("--pure", help="Every matrix in this type, the output matrix too.")]

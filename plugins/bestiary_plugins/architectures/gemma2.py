@@ -56,6 +56,7 @@ class Gemma2(Llama):
     usual_context = 8192
     pre_tokenizers = {}
     rank_lists = ()
+    vocabularies = ()
     prompts = {}
     templates = {TURNS.name: TURNS}
     keys = (*Llama.keys, Key("attn_logit_softcapping", "{arch}.attn_logit_softcapping", "f32"),

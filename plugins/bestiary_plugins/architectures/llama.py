@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bestiary.config import flag, one_of, real, section, whole, words
 from bestiary.errors import BestiaryError
 from bestiary.graph import Value
-from bestiary.plugin import Architecture, Graph, Key, PreTokenizer, RankList, Rule, Trace
+from bestiary.plugin import Architecture, Graph, Key, KnownVocabulary, PreTokenizer, RankList, Rule, Trace
 from bestiary.transform import Regroup
 from bestiary_plugins.architectures.pre_tokenizers import LLAMA3
 from bestiary_plugins.architectures.prompts import PROMPTS
@@ -102,6 +102,16 @@ LLAMA3_SPECIAL = (
 """From id 128000 on; the first release named some of the reserved ones otherwise."""
 
 
+VOCABULARIES = (
+    KnownVocabulary(32000, "LLaMA's own tokenizer", (32000, 32001)),  # a last row for padding needs no piece
+    KnownVocabulary(32001, "LLaMA's tokenizer with one token more, for padding (Chimera, Vicuna v0, Alpaca)",
+                    (32001,)),
+    KnownVocabulary(49953, "Chinese-LLaMA's tokenizer", (49953,)),
+    KnownVocabulary(49954, "Chinese-Alpaca's tokenizer", (49954,)),
+    KnownVocabulary(55296, "the tokenizer of Chinese-LLaMA-2 and Chinese-Alpaca-2", (55296,)),
+)
+
+
 def linear(g: Trace, x: Value, name: str, width: int, bias: bool) -> Value:
     return g.linear(x, f"{name}.weight", width, bias=f"{name}.bias" if bias else None)
 
@@ -129,6 +139,7 @@ class Llama(Architecture):
         **dict.fromkeys(("smaug-bpe", "dbrx"), PreTokenizer((LLAMA3,)))}
     rank_lists: tuple[RankList, ...] = (RankList(128000, "llama-bpe", LLAMA3_SPECIAL, "<|begin_of_text|>",
                                                  "<|end_of_text|>", ("<|eot_id|>", "<|eom_id|>")),)
+    vocabularies: tuple[KnownVocabulary, ...] = VOCABULARIES
     templates = OF_LLAMA
     keys: tuple[Key, ...] = (
         Key("head_dim", "{arch}.rope.dimension_count", "u32"),

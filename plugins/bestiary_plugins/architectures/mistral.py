@@ -33,6 +33,7 @@ class Mistral(Llama):
     usual_context, usual_window = 131072, 4096
     pre_tokenizers = {"tekken": PreTokenizer((TEKKEN,), ignore_merges=True)}
     rank_lists = ()
+    vocabularies = ()
     prompts = {}
     templates = {INST.name: INST}
 

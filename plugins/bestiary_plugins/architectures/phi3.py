@@ -49,6 +49,7 @@ class Phi3(Llama):
     usual_context, usual_eps = 4096, 1e-5
     pre_tokenizers = {}
     rank_lists = ()
+    vocabularies = ()
     prompts = {}
     templates = {TURNS.name: TURNS}
     keys = (Key("rotary_dim", "{arch}.rope.dimension_count", "u32"),

@@ -33,6 +33,7 @@ class Qwen2(Llama):
     usual_context = 32768
     pre_tokenizers = dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), PreTokenizer((QWEN2,)))
     rank_lists = ()
+    vocabularies = ()
     prompts = {}
     templates = {CHATML.name: CHATML}
 

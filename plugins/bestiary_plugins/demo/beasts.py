@@ -14,6 +14,7 @@ from bestiary.canonical import from_canonical, to_canonical
 from bestiary.checkpoint import CANONICAL, Checkpoint
 from bestiary.errors import BestiaryError
 from bestiary.tensor import ArrayTensor
+from bestiary_plugins.demo.merges import FAMILY, MERGES, Parts
 
 if TYPE_CHECKING:
     from bestiary.architecture import Architecture
@@ -25,7 +26,7 @@ TEXT = ("Tyger Tyger, burning bright, In the forests of the night; What immortal
         "symmetry?")
 SPECIAL = ("<unk>", "<s>", "</s>")
 SEED, PREFILL, DECODE, SPOKEN = 11, 64, 16, 12
-FIGURES = (("family", 10), ("weights", 8), (PLAIN, 8), (SMALL, 8), ("agrees", 6), ("prefill tokens/s", 16),
+FIGURES = (("family", 13), ("weights", 8), (PLAIN, 8), (SMALL, 8), ("agrees", 6), ("prefill tokens/s", 16),
            ("decode tokens/s", 15), ("says", 4))
 
 
@@ -52,13 +53,14 @@ class Row:
 def beasts(host: Host, folder: Path, backend: str | None, threads: int | None, seed: int) -> None:
     """Prints the table, a row as soon as it is measured; the models are written to a folder each in `folder`. Raises
     BestiaryError at the end where a family failed."""
-    print("Tiny models of random weights, one of every family: published, converted, quantized, run.\n")
+    print("Tiny models of random weights, one of every family: published, converted, quantized, run; and two that are "
+          "merged.\n")
     print(_line(tuple(title for title, _ in FIGURES)), flush=True)
     failed = []
-    for name in sorted(host.architectures):
-        architecture = host.architectures[name]
+    merges = MERGES if FAMILY in host.architectures else ()
+    for name in (*sorted(host.architectures), *merges):
         try:
-            row = beast(architecture, folder / name, host, backend, threads, seed)
+            row = beast(name, folder / name, host, backend, threads, seed)
             print(_line(row.cells), flush=True)
         except BestiaryError as error:
             failed.append(name)
@@ -67,29 +69,35 @@ def beasts(host: Host, folder: Path, backend: str | None, threads: int | None, s
           "same next one likeliest\nas the checkpoint does. Random weights know nothing: they waver most, and speak "
           "nonsense.")
     if failed:
-        raise BestiaryError(f"{len(failed)} of the families did not run: {', '.join(failed)}")
+        raise BestiaryError(f"{len(failed)} of the beasts did not run: {', '.join(failed)}")
 
 
-def beast(architecture: Architecture, folder: Path, host: Host, backend: str | None, threads: int | None,
-          seed: int) -> Row:
-    """One family, from a checkpoint that is made of random weights to what its files are worth."""
+def beast(name: str, folder: Path, host: Host, backend: str | None, threads: int | None, seed: int) -> Row:
+    """One family or merge, from a checkpoint that is made of random weights to what its files are worth."""
     from bestiary.benchmark import Bench
     from bestiary.model import load
     from bestiary.saving import save_as
 
-    source, plain, small = folder / "published", folder / f"{PLAIN}.gguf", folder / f"{SMALL}.gguf"
+    plain, small = folder / f"{PLAIN}.gguf", folder / f"{SMALL}.gguf"
+    make = MERGES.get(name) if name not in host.architectures else None
+    architecture = host.architectures[name if make is None else FAMILY]
     with host.calling(architecture, "make a tiny model"):
-        weights = publish(architecture, source, seed)
-    save_as(source, plain, PLAIN, host, architecture=architecture.name)
+        if make is None:
+            parts = Parts(folder / "published", publish(architecture, folder / "published", seed))
+        else:
+            folder.mkdir(parents=True)
+            parts = make(architecture, folder, publish, seed)
+    save_as(parts.source, plain, PLAIN, host, architecture=architecture.name, base=parts.base, adapters=parts.adapters)
     save_as(plain, small, SMALL, host, architecture=architecture.name)
-    with load(source, backend, threads, host=host, architecture=architecture.name) as model:
+    with load(parts.source if make is None else plain, backend, threads, host=host,
+              architecture=architecture.name) as model:
         ids = model.tokenizer.encode(TEXT, bos=True)[-model.plan.limits.context:]
         wanted = model.logits(ids).argmax(axis=1)
     with load(small, backend, threads, host=host, architecture=architecture.name) as model:
         same = float((model.logits(ids).argmax(axis=1) == wanted).mean())
         says = model.generate(TEXT[:24], max_tokens=SPOKEN, temperature=0, ignore_eos=True)
         bench, room = Bench(model), model.plan.limits.context
-        return Row(architecture.name, weights, plain.stat().st_size, small.stat().st_size, same,
+        return Row(name, parts.weights, plain.stat().st_size, small.stat().st_size, same,
                    bench.prefill(min(PREFILL, room)).tokens_per_second,
                    bench.decode(min(DECODE, room)).tokens_per_second, repr("".join(says)))
 

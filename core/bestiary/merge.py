@@ -1,0 +1,231 @@
+"""Two checkpoints that make one: a base and a delta, whose sum is the model, or a base and the adapters made for it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bestiary.architecture import Architecture
+from bestiary.canonical import from_canonical, ignorable, listed, to_canonical
+from bestiary.checkpoint import Adapter, Checkpoint, TokenizerMaterial, check_model
+from bestiary.encoding import F16, F32, PLAIN, Encoding
+from bestiary.errors import BestiaryError, short
+from bestiary.tensor import Tensor, encode_plain
+
+log = logging.getLogger("bestiary")
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+         "intermediate_size")
+"""What the configs of a delta and of its base say alike."""
+LARGEST_F16 = 65520.0
+"""From here on f16 rounds to infinity."""
+
+FamilyOf = Callable[[Checkpoint], Architecture]
+
+
+class Sum(Tensor):
+    """The sum of tensors of one width, added in float32 in their order and rounded once to a plain encoding. Those
+    after the first may have fewer rows: the sum's other rows are the first's alone."""
+
+    def __init__(self, name: str, parts: Sequence[Tensor], encoding: Encoding) -> None:
+        self.shape, self.encoding, self._parts, self._name = parts[0].shape, encoding, tuple(parts), name
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        values = self._parts[0].decode(start, stop)
+        for part in self._parts[1:]:
+            held = max(min(stop, part.rows) - start, 0)
+            with np.errstate(over="ignore", invalid="ignore"):  # said below; NaN stays what it is
+                added = values[:held] + part.decode(start, start + held)
+            values = added if held == len(values) else np.concatenate([added, values[held:]])
+        if self.encoding == F16 and values.size and (largest := float(np.abs(values).max())) >= LARGEST_F16:
+            raise BestiaryError(f"tensor {self._name}: a weight of the sum is {largest:g}, more than f16 holds "
+                                "(65504); bf16 and f32 hold it")
+        return encode_plain(values, self.encoding)
+
+
+def merged(source: Checkpoint, base: Checkpoint | None, adapters: Sequence[Checkpoint], family_of: FamilyOf,
+           encoding: Encoding | None = None) -> Checkpoint:
+    """The model that a delta (`source`) and its base make, or a base (`source`; `base`, where that is an adapter) and
+    adapters in their order: a view, in the naming of the delta or of the adapters. encoding: plain, what the sums of
+    matrices are rounded to; by default the delta's type, with adapters the base's. Raises BestiaryError where they do
+    not belong together."""
+    if source.adapter is not None and base is not None:
+        source, base, adapters = base, None, [source, *adapters]
+    check_model(source)
+    for checkpoint in adapters:
+        if checkpoint.adapter is None:
+            raise BestiaryError(f"{checkpoint.path} is no adapter; a delta, which is as large as its base and is added "
+                                "to all of it, is named as one")
+    if base is None:
+        return adapted(source, adapters, family_of(source), encoding) if adapters else source
+    check_model(base)
+    if adapters:
+        raise BestiaryError("a delta and adapters are not merged in one go: merge the delta first, then the adapters")
+    return delta(base, source, family_of(base), family_of(source), encoding)
+
+
+def delta(base: Checkpoint, other: Checkpoint, base_family: Architecture, family: Architecture,
+          encoding: Encoding | None = None) -> Checkpoint:
+    """Base + other, tensor by tensor, with the config and the tokenizer of the other. The base's vocabulary may have
+    fewer rows; the others are then the delta's own. Where the base has another naming it is brought into the delta's.
+    Raises BestiaryError where one holds a tensor that the other lacks, or of another size."""
+    if base_family.name != family.name:
+        raise BestiaryError(f"{base.path} is a {base_family.name}, {other.path} a delta for a {family.name}")
+    there, graph = to_canonical(other, family)
+    here, base_graph = to_canonical(base, family)
+    for key in SIZES:
+        mine, theirs = here.config.get(key), there.config.get(key)
+        if mine is not None and theirs is not None and mine != theirs:
+            raise BestiaryError(f"{other.path} is a delta for another model than {base.path}: {key} = {short(theirs)}, "
+                                f"in the base {short(mine)}")
+    held = renamed(base, here, family, other.naming).tensors
+    lacking = {
+        base.path: [name for name in other.tensors if name not in held and not ignorable(family, name)],
+        other.path: [name for name in held if name not in other.tensors and not ignorable(family, name)]}
+    for path, names in lacking.items():
+        if names:
+            raise BestiaryError(f"{path} lacks {listed(names)}; a delta and its base hold the same")
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in other.tensors.items():
+        if name not in held or ignorable(family, name) and tensor.encoding.name not in PLAIN:
+            continue  # nobody needs it; a mask of attention may be of any type
+        mine = held[name]
+        if mine.shape != tensor.shape and not (tensor.rows == graph.vocabulary
+                                               and grows(mine.shape, tensor.shape, base_graph.vocabulary)):
+            extended = ": tokens were added to this base already; the delta wants the model as it was published" if \
+                mine.rows == base_graph.vocabulary > graph.vocabulary else ""
+            raise BestiaryError(f"tensor {name} is of {list(mine.shape)} in {base.path}, and of {list(tensor.shape)} "
+                                f"in the delta {other.path}{extended}")
+        plain(name, mine, base)
+        tensors[name] = Sum(name, (tensor, mine), rounded_to(name, tensor, encoding, other))
+    tokenizer = base.tokenizer if other.tokenizer.empty else other.tokenizer
+    return other.having(tensors=tensors, tokenizer=tokenizer,
+                        source=(delta, (base, other, base_family, family, encoding)))
+
+
+def adapted(base: Checkpoint, adapters: Sequence[Checkpoint], family: Architecture,
+            encoding: Encoding | None = None) -> Checkpoint:
+    """The base with the adapters, in their order: a tensor of an adapter's takes the place of the base's and of what
+    was added to it, what it adds is added; all of that in float32, rounded once. The last tokenizer among them is the
+    model's. Raises BestiaryError where an adapter does not fit."""
+    here, graph = to_canonical(base, family)
+    naming, vocabulary, tokenizer = adapters[0].naming, graph.vocabulary, base.tokenizer
+    spelled = renamed(base, here, family, naming)
+    held = spelled.tensors
+    parts = {name: [tensor] for name, tensor in held.items()}
+    for checkpoint in adapters:
+        adapter, grown = checkpoint.adapter or Adapter(), vocabulary
+        if checkpoint.naming != naming:
+            raise BestiaryError(f"{checkpoint.path} has the tensor names of {checkpoint.naming!r} checkpoints, "
+                                f"{adapters[0].path} those of {naming!r}")
+        say_other_base(checkpoint, adapter.base, base)
+        for given, tensor in checkpoint.tensors.items():
+            name = name_in(held, given) or given
+            before = parts.get(name, [tensor])[0]
+            if before.shape != tensor.shape and not grows(before.shape, tensor.shape, vocabulary):
+                shrinks = grows(tensor.shape, before.shape, tensor.rows) and before.rows == vocabulary
+                raise BestiaryError(unfit(checkpoint, given, tensor, before, base) + (
+                    ": a smaller vocabulary than that of what comes before it; adapters are named in the order in "
+                    "which they were made" if shrinks else named(adapter.base)))
+            if len(tensor.shape) == 2 and before.rows == vocabulary:
+                grown = max(grown, tensor.rows)
+            parts[name] = [tensor]
+        vocabulary = grown
+        for given, tensor in adapter.added.items():
+            found = name_in(held, given)
+            if found is None:
+                raise BestiaryError(f"{checkpoint.path} adds to tensor {given}, and {base.path} has none of that name; "
+                                    f"it was made for another model{named(adapter.base)}")
+            if parts[found][0].shape != tensor.shape:
+                raise BestiaryError(unfit(checkpoint, given, tensor, parts[found][0], base) + named(adapter.base))
+            parts[found].append(tensor)
+        if not checkpoint.tokenizer.empty:
+            tokenizer = completed(checkpoint.tokenizer, base.tokenizer)
+    tensors = {name: held[name] if summed == [held.get(name)] else
+               Sum(name, summed, rounded_to(name, held.get(name, summed[0]), encoding, base))
+               for name, summed in parts.items()}
+    sizes = {key: vocabulary for key, value in spelled.config.items()
+             if key.endswith("vocab_size") and value == graph.vocabulary}
+    return base.having(tensors=tensors, naming=naming, config={**spelled.config, **sizes}, tokenizer=tokenizer,
+                       source=(adapted, (base, tuple(adapters), family, encoding)))
+
+
+def grows(old: tuple[int, ...], new: tuple[int, ...], vocabulary: int) -> bool:
+    """Whether the shapes are those of a matrix with a row for each of the vocabulary, and of one with more of them."""
+    return len(old) == len(new) == 2 and old[1] == new[1] and old[0] == vocabulary < new[0]
+
+
+def unfit(adapter: Checkpoint, given: str, tensor: Tensor, before: Tensor, base: Checkpoint) -> str:
+    return (f"{adapter.path} does not fit {base.path}: for tensor {given} it holds {list(tensor.shape)}, and the model "
+            f"{list(before.shape)}")
+
+
+def named(base: str) -> str:
+    return f" (made for {short(base)})" if base else ""
+
+
+def renamed(base: Checkpoint, canonical: Checkpoint, family: Architecture, naming: str) -> Checkpoint:
+    """The base in another naming, by way of the canonical one."""
+    return base if base.naming == naming else from_canonical(canonical, family, naming)
+
+
+def rounded_to(name: str, tensor: Tensor, encoding: Encoding | None, of: Checkpoint) -> Encoding:
+    """What a sum is rounded to. Vectors are not rounded to less than the type they have."""
+    plain(name, tensor, of)
+    return encoding if encoding is not None and (len(tensor.shape) > 1 or encoding == F32) else tensor.encoding
+
+
+def plain(name: str, tensor: Tensor, of: Checkpoint) -> None:
+    """Raises BestiaryError for a type that nothing can be added to."""
+    if tensor.encoding.name not in PLAIN:
+        raise BestiaryError(f"{of.path}: tensor {name} is {tensor.encoding.name}; merging wants the model before it "
+                            f"was quantized, in one of {', '.join(PLAIN)}")
+
+
+def name_in(held: Mapping[str, Tensor], given: str) -> str | None:
+    """The base's name of a tensor: one of the two may have a prefix (the name of the model's body) that the other
+    lacks."""
+    if given in held:
+        return given
+    longer = [name for name in held if name.endswith(f".{given}")]
+    shorter = [name for name in (given[match.end():] for match in re.finditer("[.]", given)) if name in held]
+    found = [*longer, *shorter]
+    return found[0] if len(found) == 1 else None
+
+
+def say_other_base(adapter: Checkpoint, wanted: str, base: Checkpoint) -> None:
+    """A line where the adapter says it was made for a model of another name: sizes alone do not tell two apart."""
+    names = [base.path.absolute().name, base.path.absolute().parent.name, str(base.config.get("_name_or_path") or "")]
+    if bare(wanted) and bare(wanted) not in map(bare, names):
+        log.warning("%s says it was made for %s; the base is %s. On another model of the same size it makes nonsense",
+                    adapter.path, short(wanted), base.path)
+
+
+def bare(name: str) -> str:
+    """A model's name without what differs between copies of it."""
+    return re.sub("-?hf$|[^a-z0-9]", "", re.split(r"[/\\]", name.rstrip("/\\"))[-1].casefold())
+
+
+def completed(material: TokenizerMaterial, base: TokenizerMaterial) -> TokenizerMaterial:
+    """An adapter's folder has no config.json, which says the ids that begin and end a text."""
+    return replace(material, bos=base.bos if material.bos is None else material.bos,
+                   eos=base.eos if material.eos is None else material.eos, ends=material.ends or base.ends)
+
+
+def check_vocabulary(checkpoint: Checkpoint, rows: int, pieces: int, family: Architecture) -> None:
+    """Raises BestiaryError where the vocabulary and the tokenizer of a merged model disagree. rows: of its embedding.
+    pieces: of its tokenizer."""
+    wanted = [known for known in family.vocabularies if rows in known.rows]
+    if pieces <= rows and (not wanted or any(known.pieces == pieces for known in wanted)):
+        return
+    found = next((f" ({known.words})" for known in family.vocabularies if known.pieces == pieces), "")
+    belongs = " or ".join(f"{known.words}, of {known.pieces}" for known in wanted)
+    raise BestiaryError(f"{checkpoint.path}: the merged model has {rows} rows in its vocabulary, and the tokenizer "
+                        f"{pieces} pieces{found}: they do not belong together. "
+                        + (f"The one that does is {belongs}; " if belongs else "")
+                        + "--tokenizer FILE names another")

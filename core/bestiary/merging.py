@@ -1,0 +1,64 @@
+"""A base and a delta, or a base and adapters, into a file or folder that is looked at afterwards: what `merge` does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from bestiary.architecture import Architecture
+from bestiary.backend import Progress
+from bestiary.canonical import to_canonical
+from bestiary.checkpoint import Checkpoint
+from bestiary.convert import convert, recipe_for
+from bestiary.host import Host
+from bestiary.saving import Saved, main_type, merged_for, save_as
+
+SMALL = 1 << 30
+"""Bytes of weights up to which a merged model is run afterwards without being asked to."""
+
+Name = str | os.PathLike[str]
+
+
+def merge_as(base: Name, delta: Name | None, adapters: Sequence[Name], target: Name, host: Host, *,
+             writer: str | None = None, type: str | None = None, tokenizer: Name | None = None,
+             check: bool | None = None, loader: str | None = None, architecture: str | None = None,
+             force: bool = False, progress: Progress | None = None) -> tuple[Saved, str]:
+    """Writes base + delta, or the base with the adapters in their order, and says in a line what a look at it found.
+
+    type: by default that of the delta, or of the base: sums are rounded to it once. check: True runs the written model
+    and compares, False looks at nothing, None runs it where that is cheap. loader: of the delta, or of the base. Raises
+    BestiaryError where the parts do not belong together, and where what was written is not what they make.
+    """
+    source = Path(base if delta is None else delta)
+    below = None if delta is None else base
+    if type is None:
+        type = main_type(host.open(source, loader))
+    saved = save_as(source, target, type, host, format=writer, loader=loader, architecture=architecture,
+                    tokenizer=tokenizer, base=below, adapters=adapters, force=force, progress=progress)
+    if check is False:
+        return saved, "not checked"
+    return saved, look(saved, source, below, adapters, type, host, check, tokenizer, loader, architecture)
+
+
+def look(saved: Saved, source: Path, base: Name | None, adapters: Sequence[Name], type: str, host: Host,
+         check: bool | None, tokenizer: Name | None, loader: str | None, architecture: str | None) -> str:
+    """The line. Raises as `merge_as`."""
+    from bestiary.merge_check import check_merge
+
+    def canonical(checkpoint: Checkpoint) -> Checkpoint:
+        return to_canonical(checkpoint, family_of(checkpoint))[0]
+
+    def family_of(checkpoint: Checkpoint) -> Architecture:
+        return host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
+
+    wanted, _ = merged_for(type, host.open(source, loader), base, adapters, architecture, False, host)
+    if tokenizer is not None:
+        wanted = wanted.having(tokenizer=host.open(Path(tokenizer)).tokenizer)
+    family = family_of(wanted)
+    plain, graph = to_canonical(wanted, family)
+    expected = convert(plain, graph, recipe_for(host.quantizers[type]), host)
+    written, below = host.open(saved.path), host.open(Path(base)) if base is not None else host.open(source, loader)
+    run = check if check is not None else sum(entry["bytes"] for entry in saved.types.values()) <= SMALL
+    with host.calling(family, f"check {saved.path}"):
+        return str(check_merge(canonical(written), expected, canonical(below), family, family_of(below), host, run))
