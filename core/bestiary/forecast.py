@@ -30,7 +30,7 @@ CONVERTING = 100_000_000
 PROGRAM = 80_000_000
 """Bytes that Python and the libraries take before a model is loaded."""
 PIECE = 60
-"""Bytes of a file that a piece of the vocabulary takes: from 46 to 80 with tokenizers of 2023 and 2024, whose own files
+"""Bytes of a file that a piece of the vocabulary takes: from 42 to 78 with six of 2023 and 2024, whose own files
 are kept beside the pieces."""
 BATCH = 512
 """Tokens of a prompt that are computed at once."""
@@ -62,8 +62,9 @@ def forecast(path: str | os.PathLike[str], host: Host, context: int | None = Non
         planned = bare.having(tensors=tensors)
         held = sum(tensor.nbytes for tensor in tensors.values())
         usual = "f32" if all(tensor.encoding == F32 for tensor in tensors.values()) else "f16"  # as when it is loaded
-        row = {"type": name, "bytes": size(planned, writer, host) + kept, "types": types(planned),
-               "bits_per_weight": 8 * held / weights, "run_bytes": None, "fits": None}
+        row: dict[str, Any] = {
+            "type": name, "bytes": size(planned, writer, host) + kept, "types": types(planned),
+            "bits_per_weight": 8 * held / weights, "run_bytes": None, "fits": None}
         if needs := asked(backend, graph, planned, limits(graph, context, usual), host):
             work, row["run_bytes"] = needs.work, needs.weights + needs.cache + needs.work + PROGRAM
             row["fits"] = None if machine is None else row["run_bytes"] <= machine

@@ -27,7 +27,7 @@ def inspect(
     loader: options.Loader = None,
     architecture: options.Architecture = None,
     plan: Annotated[bool, typer.Option(
-        "--plan", help="Say what the model will take on disk and in memory. A folder with its config is enough.")] = False,
+        "--plan", help="Say what it will take on disk and in memory; a folder with its config is enough.")] = False,
     ctx: options.Context = None,
 ) -> None:
     """Say what a checkpoint is, and what it lacks."""
