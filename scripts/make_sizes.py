@@ -15,7 +15,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,61 +59,59 @@ MODELS = (
 
 
 class Guide(NamedTuple):
-    """A size that guides to a model give. old: the file was one of spring 2023. twice: and held the embedding twice."""
+    """A size in GB that guides to a model give. old: the file was one of spring 2023. unit: what they seem to have
+    meant by GB. twice: the file held the embedding twice."""
 
     model: str
     type: str
     size: float
-    unit: int = GB
     old: bool = False
+    unit: int = GB
     twice: bool = False
 
 
 GUIDES = (
     Guide("Chinese-Alpaca-7B", "f16", 13.77),
     Guide("Chinese-Alpaca-7B", "q4_0", 4.31, old=True),
-    Guide("Chimera-7B", "q4_0", 3.9, GIB, old=True),
-    Guide("Phoenix-7B", "q4_0", 4.7, GIB, old=True, twice=True),
+    Guide("Chimera-7B", "q4_0", 3.9, old=True, unit=GIB),
+    Guide("Phoenix-7B", "q4_0", 4.7, old=True, unit=GIB, twice=True),
 )
 
 TEXT = f"""# Sizes
 
 What models take on disk and in memory, before they are downloaded. `python scripts/make_sizes.py $BESTIARY_TEST_DATA`
 wrote this page; each line is what `bestiary inspect --plan FOLDER -c {CONTEXT} --json` says of a folder that holds the
-model's `config.json`, its tokenizer where it was at hand, the index of its shards where it was published, and no weights.
-GB are 10^9 bytes.
+model's `config.json`, its tokenizer and the index of its shards where they were at hand, and no weights. GB are 10^9
+bytes.
 
 ## Files
 
-In the types that `convert --outtype` and `quantize` write, tokenizer included. Of the q types q4_0 keeps the output
+In the types that `convert --outtype` and `quantize` write, tokenizer included. Types smaller than q8_0 keep the output
 matrix in q8_0.
 
 {{files}}
 
 ## Memory
 
-What {CONTEXT} tokens take beside the weights, and the whole of it: weights, an f16 cache of {CONTEXT} tokens, what is
-computed of a batch of 512 tokens, Python. The last two are estimates, of about 0.2 GB (0.6 for ChatGLM-6B, whose prompt
-is one batch). Converting and quantizing take about 0.1 GB, whatever the model.
+The cache of {CONTEXT} tokens, and all that a run takes on the cpu backend: weights, an f16 cache of {CONTEXT} tokens,
+what is computed of a batch of 512 tokens, Python. The last two are estimates, together of 0.1 to 0.3 GB (0.6 for
+ChatGLM-6B, whose whole prompt is one batch). Converting and quantizing take about 0.1 GB, whatever the model
+(benchmarks/peak_memory.py).
 
 {{memory}}
 
-The published index of Falcon lists an output matrix of its own, a copy of the embedding, and so the files have it. Without
-the index the plan is that of the config, in which the two are one: 6.92 G of weights.
+The published index of Falcon lists an output matrix of its own, a copy of the embedding, and so the files have it.
+Without the index the plan is that of the config, in which the two are one: 6.92 G of weights.
 
 ## Sizes in guides
 
 {{guides}}
 
-**Old blocks.** In spring 2023 a block of 32 weights of q4_0 had a scale of 4 bytes, not 2: 20 bytes, 5 bits a weight, and
-that for every matrix. *of that kind* is the size of such a file by the same plan. Ours are smaller for the
-4.5 bits, less what the output matrix in q8_0 adds. Programs that list files count in GiB (2^30 bytes): the two figures
-of one decimal are such. The old files of BLOOM's family held the embedding twice, once as the output matrix.
+Those guides are of spring 2023, when a block of 32 weights of q4_0 took 20 bytes, its scale 4 of them, in every matrix:
+5 bits a weight. Ours takes 18, and 34 in the output matrix, which is q8_0. *a file of 2023* is the size of one of that
+kind by the same plan. The files of BLOOM's family held the embedding twice, once as the output matrix. The two figures
+of one decimal are taken for GiB (2^30 bytes), which many programs that list files call G.
 """
-
-
-def write(data: Path) -> None:
-    PAGE.write_text(page(data))
 
 
 def page(data: Path) -> str:
@@ -159,21 +156,21 @@ def memory(facts: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]]:
 
 
 def guides(facts: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]]:
-    yield ("model", "type", "guide", "ours", "", "of that kind", "")
+    yield ("model", "type", "in guides", "ours", "differs by", "a file of 2023", "differs by")
     for guide in GUIDES:
-        said, unit = facts[guide.model], " GB" if guide.unit == GB else " GiB"
-        ours, theirs = said["types"][guide.type]["bytes"], guide.size * guide.unit
-        alike = old(said, guide.twice) if guide.old else ours
-        yield (guide.model, guide.type, f"{guide.size}{unit}", gb(ours), f"{ours / theirs - 1:+.1%}",
-               f"{alike / guide.unit:.2f}{unit}", f"{alike / theirs - 1:+.1%}")
+        said = facts[guide.model]
+        ours = said["types"][guide.type]["bytes"]
+        theirs = (old(said, guide.twice) if guide.old else ours) / guide.unit
+        yield (guide.model, guide.type, f"{guide.size} GB", gb(ours), f"{ours / GB / guide.size - 1:+.1%}",
+               f"{theirs:.2f} {'GB' if guide.unit == GB else 'GiB'}", f"{theirs / guide.size - 1:+.1%}")
 
 
 def old(said: dict[str, Any], twice: bool) -> float:
     """Bytes of a file of spring 2023: matrices in blocks of 20 bytes, vectors in f32, and of each piece its length, its
     spelling of about 6 bytes and a score."""
-    kinds, config = said["types"]["f16"]["types"], said["embedding"]
-    copy = prod(config) if twice else 0
-    return 20 / 32 * (kinds["f16"]["weights"] + copy) + 4 * kinds["f32"]["weights"] + 14 * config[0]
+    kinds, pieces = said["types"]["f16"]["types"], said["config"]["vocab_size"]
+    copy = pieces * said["config"]["hidden_size"] if twice else 0
+    return 20 / 32 * (kinds["f16"]["weights"] + copy) + 4 * kinds["f32"]["weights"] + 14 * pieces
 
 
 def gb(count: float) -> str:
@@ -182,9 +179,10 @@ def gb(count: float) -> str:
 
 def table(rows: Iterator[tuple[str, ...]]) -> str:
     titles, *lines = rows
-    return "\n".join("| " + " | ".join(row) + " |" for row in (titles, ("---",) + ("---:",) * (len(titles) - 1), *lines))
+    ruled = (titles, ("---", *("---:",) * (len(titles) - 1)), *lines)
+    return "\n".join("| " + " | ".join(row) + " |" for row in ruled)
 
 
 if __name__ == "__main__":
     os.environ["BESTIARY_PLUGINS"] = ""
-    write(Path(sys.argv[1]))
+    PAGE.write_text(page(Path(sys.argv[1])))

@@ -18,6 +18,7 @@ from bestiary.errors import BestiaryError
 from bestiary.graph import Graph
 from bestiary.guarded_checkpoint import guarded
 from bestiary.host import Host
+from bestiary.inspection import plain
 from bestiary.loader import Loader, Writer
 from bestiary.machine import memory
 from bestiary.model import choose_backend
@@ -73,7 +74,8 @@ def forecast(path: str | os.PathLike[str], host: Host, context: int | None = Non
         rows.append(row)
     return {
         "path": str(path), "format": found.name, "architecture": family.name,
-        "weights": weights, "tokenizer_bytes": kept, "tokenizer_estimated": checkpoint.tokenizer.empty,
+        "config": plain(dict(checkpoint.config)), "weights": weights,
+        "tokenizer_bytes": kept, "tokenizer_estimated": checkpoint.tokenizer.empty,
         "made_for": made_for, "context": context, "backend": backend.name, "cache": caches, "work_bytes": work,
         "program_bytes": PROGRAM, "convert_bytes": CONVERTING, "machine_bytes": machine,
         "types": sorted(rows, key=lambda row: -row["bytes"]),
