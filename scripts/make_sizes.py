@@ -94,9 +94,9 @@ matrix in q8_0.
 ## Memory
 
 The cache of {CONTEXT} tokens, and all that a run takes on the cpu backend: weights, an f16 cache of {CONTEXT} tokens,
-what is computed of a batch of 512 tokens, Python. The last two are estimates, together of 0.1 to 0.3 GB (0.6 for
-ChatGLM-6B, whose whole prompt is one batch). Converting and quantizing take about 0.1 GB, whatever the model
-(benchmarks/peak_memory.py).
+what is computed of a batch of 512 tokens (of ChatGLM-6B all, for its prompt is one batch), Python, the tokenizer. All
+but weights and cache is estimated. Converting and quantizing stream: what they take is Python and the tokenizer, some
+hundred MB at most (benchmarks/peak_memory.py measures it).
 
 {{memory}}
 
@@ -149,9 +149,9 @@ def files(facts: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]]:
 
 
 def memory(facts: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]]:
-    yield ("model", "cache f16", "cache q8_0", *(f"{kind}, running" for kind in ("f16", "q8_0", "q4_0")))
+    yield ("model", "converting", "cache f16", "cache q8_0", *(f"{kind}, running" for kind in ("f16", "q8_0", "q4_0")))
     for name, said in facts.items():
-        yield (name, gb(said["cache"]["f16"]), gb(said["cache"]["q8_0"]),
+        yield (name, gb(said["convert_bytes"]), gb(said["cache"]["f16"]), gb(said["cache"]["q8_0"]),
                *(gb(said["types"][kind]["run_bytes"]) for kind in ("f16", "q8_0", "q4_0")))
 
 

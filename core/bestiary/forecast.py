@@ -11,11 +11,13 @@ from bestiary.architecture import Architecture
 from bestiary.backend import Backend, Limits, Needs
 from bestiary.canonical import check_causal, matches, to_canonical
 from bestiary.checkpoint import CANONICAL, Checkpoint, TokenizerMaterial
+from bestiary.config import LARGEST
 from bestiary.contributions import shown
 from bestiary.convert import choices, recipe_for, types
-from bestiary.encoding import F32
+from bestiary.encoding import F16, F32
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph
+from bestiary.guard import printing_to_stderr
 from bestiary.guarded_checkpoint import guarded
 from bestiary.host import Host
 from bestiary.inspection import plain
@@ -23,13 +25,15 @@ from bestiary.loader import Loader, Writer
 from bestiary.machine import memory
 from bestiary.model import choose_backend
 from bestiary.past import needed
+from bestiary.quantizer import Quantizer
 from bestiary.saving import choose_writer
 from bestiary.tensor import Absent
 
-CONVERTING = 100_000_000
-"""Bytes of memory that converting takes, whatever the model: 94 MB at most in benchmarks/peak_memory.py."""
-PROGRAM = 80_000_000
-"""Bytes that Python and the libraries take before a model is loaded."""
+CONVERTING, PROGRAM = 90_000_000, 60_000_000
+"""Bytes of memory that converting takes whatever the model (86 to 94 MB in benchmarks/peak_memory.py), and those of
+Python and its libraries before a model is loaded; both without the tokenizer."""
+HELD = 1500
+"""Bytes of memory that a piece takes while a tokenizer is made: from 600 to 2,400 with three of 32,000 to 128,000."""
 PIECE = 60
 """Bytes of a file that a piece of the vocabulary takes: from 42 to 78 with six of 2023 and 2024, whose own files
 are kept beside the pieces."""
@@ -42,6 +46,8 @@ def forecast(path: str | os.PathLike[str], host: Host, context: int | None = Non
     """Facts as plain values (they can be JSON); all sizes in bytes. context: tokens that a sequence holds, by default
     what the model was made for. Weights that are there need not be read; those that are not are what the config says
     they are. Raises BestiaryError for a config that leads to no model, by key and value."""
+    if context is not None and not 1 <= context <= LARGEST:
+        raise BestiaryError(f"context = {context}; it must be from 1 to {LARGEST}")
     path = Path(path)
     found = host.recognise(path, loader)
     checkpoint, outlined = look(found, path, host)
@@ -55,29 +61,29 @@ def forecast(path: str | os.PathLike[str], host: Host, context: int | None = Non
     kept = size(checkpoint, writer, host) - size(bare, writer, host)
     if checkpoint.tokenizer.empty:
         kept += PIECE * graph.vocabulary
+    speaks = HELD * graph.vocabulary
     weights = sum(map(prod, graph.weights.values()))
     rows, caches, work = [], dict[str, int](), 0
     for name, quantizer in host.quantizers.items():
-        chosen, _ = choices(checkpoint, graph, recipe_for(quantizer), host)
-        tensors = {tensor: Absent(shape, chosen[tensor].encoding) for tensor, shape in graph.weights.items()}
-        planned = bare.having(tensors=tensors)
-        held = sum(tensor.nbytes for tensor in tensors.values())
-        usual = "f32" if all(tensor.encoding == F32 for tensor in tensors.values()) else "f16"  # as when it is loaded
-        row: dict[str, Any] = {
-            "type": name, "bytes": size(planned, writer, host) + kept, "types": types(planned),
-            "bits_per_weight": 8 * held / weights, "run_bytes": None, "fits": None}
-        if needs := asked(backend, graph, planned, limits(graph, context, usual), host):
-            work, row["run_bytes"] = needs.work, needs.weights + needs.cache + needs.work + PROGRAM
-            row["fits"] = None if machine is None else row["run_bytes"] <= machine
-            caches = caches or {kind: of.cache for kind in backend.cache_types if (
+        planned = in_type(quantizer, bare, graph, host)
+        kinds = types(planned)
+        held = sum(entry["bytes"] for entry in kinds.values())
+        usual = F32.name if kinds.keys() == {F32.name} else F16.name  # as `load` has it
+        needs = asked(backend, graph, planned, limits(graph, context, usual), host)
+        run = None if needs is None else needs.weights + needs.cache + needs.work + PROGRAM + speaks
+        rows.append({"type": name, "bytes": size(planned, writer, host) + kept, "types": kinds,
+                     "bits_per_weight": 8 * held / max(weights, 1), "run_bytes": run,
+                     "fits": None if run is None or machine is None else run <= machine})
+        if needs is not None and not caches:
+            work = needs.work
+            caches = {kind: of.cache for kind in backend.cache_types if (
                 of := asked(backend, graph, planned, limits(graph, context, kind), host))}
-        rows.append(row)
     return {
         "path": str(path), "format": found.name, "architecture": family.name,
         "config": plain(dict(checkpoint.config)), "weights": weights,
         "tokenizer_bytes": kept, "tokenizer_estimated": checkpoint.tokenizer.empty,
         "made_for": made_for, "context": context, "backend": backend.name, "cache": caches, "work_bytes": work,
-        "program_bytes": PROGRAM, "convert_bytes": CONVERTING, "machine_bytes": machine,
+        "program_bytes": PROGRAM + speaks, "convert_bytes": CONVERTING + speaks, "machine_bytes": machine,
         "types": sorted(rows, key=lambda row: -row["bytes"]),
     }
 
@@ -85,7 +91,7 @@ def forecast(path: str | os.PathLike[str], host: Host, context: int | None = Non
 def look(loader: Loader, path: Path, host: Host) -> tuple[Checkpoint, bool]:
     """The checkpoint, and whether it is an outline."""
     guard = host.calling(loader, f"open {path}")
-    with guard:
+    with guard, printing_to_stderr():
         outline: object = loader.outline(path, host)
     if outline is None:
         return host.open_as(loader, path), False
@@ -108,9 +114,16 @@ def expected(checkpoint: Checkpoint, family: Architecture, context: int | None) 
                              tokenizer=family.material(checkpoint.tokenizer, config)), graph
 
 
+def in_type(quantizer: Quantizer, checkpoint: Checkpoint, graph: Graph, host: Host) -> Checkpoint:
+    """What `convert` will make of it."""
+    chosen, _ = choices(checkpoint, graph, recipe_for(quantizer), host)
+    return checkpoint.having(tensors={name: Absent(tensor.shape, chosen[name].encoding)
+                                      for name, tensor in checkpoint.tensors.items()})
+
+
 def size(checkpoint: Checkpoint, writer: Writer, host: Host) -> int:
     """Bytes of the file."""
-    with host.calling(writer, "say how large a file will be"):
+    with host.calling(writer, "say how large a file will be"), printing_to_stderr():
         found: object = writer.size(checkpoint, host)
     if type(found) is not int or found < 0:
         raise BestiaryError(f"{host.whose(writer)} says that a file will have {shown(found)} bytes")
@@ -125,7 +138,7 @@ def limits(graph: Graph, context: int, cache: str) -> Limits:
 
 def asked(backend: Backend, graph: Graph, planned: Checkpoint, limits: Limits, host: Host) -> Needs | None:
     """What the backend says."""
-    with host.calling(backend, "say what a model takes"):
+    with host.calling(backend, "say what a model takes"), printing_to_stderr():
         found: object = needed(backend, graph, planned.tensors, limits)
     if not isinstance(found, (Needs, type(None))):
         raise BestiaryError(f"{host.whose(backend)} says that a model takes {shown(found)}, not Needs or None")

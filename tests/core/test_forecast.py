@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+import bestiary.scaffold
 from bestiary.backend import Backend, Limits
+from bestiary.canonical import to_canonical
 from bestiary.convert import convert, recipe_for
 from bestiary.errors import BestiaryError
 from bestiary.forecast import forecast
@@ -21,6 +23,7 @@ from bestiary.tensor import Absent
 from bestiary.testing.tiny import Model, Piece, Runs, make_model, random_ids, running_backends
 from bestiary_plugins.demo.beasts import publish
 
+SCAFFOLD = Path(bestiary.scaffold.__file__).parent
 FAMILIES = sorted(Host(HostSettings(names=())).architectures)
 
 
@@ -29,6 +32,18 @@ def outline(folder: Path) -> Path:
     bare = folder.parent / "bare" / folder.name
     shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("*.safetensors"))
     return bare
+
+
+def test_a_third_partys_family_and_writer_are_asked_too(tmp_path: Path) -> None:
+    host = Host(HostSettings(names=(), files=(str(SCAFFOLD / "architecture.py"), str(SCAFFOLD / "writer.py"))))
+    publish(host.architectures["gecko"], tmp_path / "m", 3, vocab_size=199)
+    for row in forecast(outline(tmp_path / "m"), host)["types"]:
+        saved = save_as(tmp_path / "m", tmp_path / f"{row['type']}.gguf", row["type"], host)
+        assert row["types"] == saved.types and abs(row["bytes"] - saved.bytes) <= 32
+    checkpoint, _ = to_canonical(host.open(tmp_path / "m"), host.architectures["gecko"])
+    host.writers["magpie"].save(checkpoint, tmp_path / "m.magpie", host)
+    header = len((tmp_path / "m.magpie").read_bytes().partition(b"\n")[0]) + 1
+    assert host.writers["magpie"].size(checkpoint, host) == (tmp_path / "m.magpie").stat().st_size - header
 
 
 def by_type(facts: dict[str, Any]) -> dict[str, Any]:
@@ -137,6 +152,12 @@ def test_the_cache_grows_with_the_context_and_the_files_do_not(host: Host, tmp_p
     assert (short["context"], long["context"], long["made_for"]) == (128, 1024, 128)
     assert [row["bytes"] for row in short["types"]] == [row["bytes"] for row in long["types"]]
     assert all(4 * count == long["cache"][kind] for kind, count in short["cache"].items())
+
+
+def test_a_context_that_none_can_have_is_refused(host: Host, tmp_path: Path) -> None:
+    for context in (0, -1, 10 ** 12):
+        with pytest.raises(BestiaryError, match=f"context = {context}; it must be from 1 to"):
+            forecast(config_only(tmp_path / "m"), host, context)
 
 
 @pytest.mark.parametrize(("changed", "said"), [

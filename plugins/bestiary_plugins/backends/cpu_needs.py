@@ -23,12 +23,12 @@ def up(count: int, step: int) -> int:
 def packed_bytes(graph: Graph, tensors: Mapping[str, Tensor]) -> int:
     """Of the weights: matrices in groups of rows, experts one by one, look-up tables as they are, numbers as f32."""
     packed, stacked, looked_up, numbers = roles(graph)
-    total = 0
+    matrices, total = packed | stacked | looked_up, 0
     for name in graph.weights:
         tensor = tensors[name]
         if name in numbers:
             total += 4 * tensor.rows * tensor.columns
-        if name in packed | stacked | looked_up:
+        if name in matrices:
             row = stored_as(tensor, name not in looked_up).row_bytes(tensor.columns)
             count = tensor.shape[0] if name in stacked else 1
             rows = tensor.rows // count
