@@ -93,16 +93,32 @@ class Plan(ABC):
         """Frees the weights and threads; the plan is not used again."""
 
 
+@dataclass(frozen=True)
+class Needs:
+    """Bytes of memory that a plan takes: its weights, a cache all of whose sequences are full, and, estimated, what is
+    computed of a batch. The program itself is not in them."""
+
+    weights: int
+    cache: int
+    work: int
+
+
 class Backend(ABC):
     """A way to execute graphs."""
 
     name: str
+    cache_types: tuple[str, ...] = ("f32", "f16")
+    """The encodings that it knows for keys and values."""
 
     @abstractmethod
     def compile(self, graph: Graph, tensors: Mapping[str, Tensor], limits: Limits, *,
                 share: Plan | None = None, progress: Progress | None = None) -> Plan:
         """Packs the tensors that the graph uses. share: an earlier plan of this backend over the same tensors, whose
         packed weights are used again. Raises BestiaryError for an operation, encoding or cache type it cannot run."""
+
+    def needs(self, graph: Graph, tensors: Mapping[str, Tensor], limits: Limits) -> Needs | None:
+        """What a plan of these would take; only shapes and encodings are looked at. None where it cannot say."""
+        return None
 
     def available(self) -> str | None:
         """None, or the reason why this backend does not run here."""

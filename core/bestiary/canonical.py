@@ -23,9 +23,7 @@ def to_canonical(checkpoint: Checkpoint, architecture: Architecture,
     Raises BestiaryError for tensors missing, unknown, or of another shape than the graph declares."""
     tensors = rename(checkpoint, architecture)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    causal = checkpoint.config.get("is_causal", True)
-    if causal is not True:  # no operation has such a mask, whatever the family; null means the same as false
-        raise BestiaryError(f"{checkpoint.path}: is_causal = {short(causal)} is not implemented; known: True")
+    check_causal(checkpoint)
     config = architecture.normalise(checkpoint.config, shapes)
     check_layers(checkpoint, config, len(tensors))
     graph = architecture.graph(config, context or config["max_position_embeddings"])
@@ -44,6 +42,13 @@ def to_canonical(checkpoint: Checkpoint, architecture: Architecture,
     again = partial(_again, architecture)
     return checkpoint.having(naming=CANONICAL, config=config, tensors=kept, source=(again, (checkpoint,)),
                              tokenizer=architecture.material(checkpoint.tokenizer, config)), graph
+
+
+def check_causal(checkpoint: Checkpoint) -> None:
+    """Raises BestiaryError where tokens are to see those after them."""
+    causal = checkpoint.config.get("is_causal", True)
+    if causal is not True:  # no operation has such a mask, whatever the family; null means the same as false
+        raise BestiaryError(f"{checkpoint.path}: is_causal = {short(causal)} is not implemented; known: True")
 
 
 def check_layers(checkpoint: Checkpoint, config: Mapping[str, Any], tensors: int) -> None:

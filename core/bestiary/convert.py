@@ -68,17 +68,14 @@ class Quantized(Tensor):
         return rows_of(blocks, self, start, stop, f"tensor {self._name}: {self._guard.who}")
 
 
-def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host) -> Checkpoint:
-    """A view of the canonical checkpoint in the types of the recipe. Raises BestiaryError where quantized weights would
-    be quantized again without leave."""
+def choices(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host) -> tuple[dict[str, Quantizer], list[str]]:
+    """The quantizer of each weight, and the kinds of weights that cannot have the recipe's, in words, one a weight."""
     output = graph.nodes[graph.output].weights.get("weight")
     nodes = (*graph.nodes, *(graph.past.graph.nodes if graph.past else ()))
     by_position = {node.weights["weight"] for node in nodes
                    if node.op == "embed" and node.params["index"] == "position"}
-    guards: dict[str, calling] = {}
-    tensors: dict[str, Tensor] = {}
+    chosen: dict[str, Quantizer] = {}
     left: list[str] = []
-    again: list[str] = []
     for name, tensor in checkpoint.tensors.items():
         quantizer = host.quantizers[recipe.choose("output.weight" if name == output else name)]
         if len(tensor.shape) < 2:
@@ -88,6 +85,19 @@ def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host) ->
         elif not quantizer.encoding.fits(tensor.columns):
             quantizer = host.quantizers[F16.name]
             left.append(f"{re.sub('[.][0-9]+[.]', '.*.', name)} (rows of {tensor.columns})")
+        chosen[name] = quantizer
+    return chosen, left
+
+
+def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host) -> Checkpoint:
+    """A view of the canonical checkpoint in the types of the recipe. Raises BestiaryError where quantized weights would
+    be quantized again without leave."""
+    guards: dict[str, calling] = {}
+    tensors: dict[str, Tensor] = {}
+    again: list[str] = []
+    chosen, left = choices(checkpoint, graph, recipe, host)
+    for name, tensor in checkpoint.tensors.items():
+        quantizer = chosen[name]
         if tensor.encoding == quantizer.encoding:
             tensors[name] = tensor
             continue

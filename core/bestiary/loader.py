@@ -27,6 +27,12 @@ class Loader(ABC):
         """The checkpoint, its tensors unread. Raises BestiaryError for what is damaged or not understood."""
 
 
+    def outline(self, path: Path, host: Host) -> Checkpoint | None:
+        """As `open` where the weights may not be there yet: config and tokenizer, and tensors of the class Absent where
+        their names are known (no tensors where they are not). None where there is nothing to know before `open`."""
+        return None
+
+
 class Writer(ABC):
     """A checkpoint format out. suffix: how its files are called; empty for a folder. stem: how a file's name begins
     that the user did not choose. rank: which writer is taken where nothing names one, the highest. marks: of a folder,
@@ -43,3 +49,7 @@ class Writer(ABC):
              progress: Progress | None = None) -> None:
         """Writes the canonical checkpoint, streaming: it reads each tensor once, in row ranges. Nothing stands under
         `path` before it is complete."""
+
+    def size(self, checkpoint: Checkpoint, host: Host) -> int:
+        """Bytes that `save` will write, no tensor being read: here those of the weights alone."""
+        return sum(tensor.nbytes for tensor in checkpoint.tensors.values())

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bestiary.backend import Backend, Batch, KVCache, Limits, Plan, Progress
+from bestiary.backend import Backend, Batch, KVCache, Limits, Needs, Plan, Progress
 from bestiary.graph import Graph, Past
 from bestiary.tensor import Tensor
 
@@ -18,11 +18,26 @@ def compiled(backend: Backend, graph: Graph, tensors: Mapping[str, Tensor], limi
     """The backend's plan of the graph; one that fills the cache first where the graph has a past."""
     if graph.past is None:
         return backend.compile(graph, tensors, limits, progress=progress)
+    main, room, at_once = parts(graph, graph.past, limits)
+    before = backend.compile(graph.past.graph, tensors, at_once)
+    return PastPlan(graph, limits, backend.compile(main, tensors, room, progress=progress), before, graph.past)
+
+
+def needed(backend: Backend, graph: Graph, tensors: Mapping[str, Tensor], limits: Limits) -> Needs | None:
+    """What the plan of `compiled` takes; None where the backend does not say."""
+    if graph.past is None:
+        return backend.needs(graph, tensors, limits)
+    main, room, at_once = parts(graph, graph.past, limits)
+    needs, before = backend.needs(main, tensors, room), backend.needs(graph.past.graph, tensors, at_once)
+    return needs and before and replace(needs, weights=needs.weights + before.weights, work=needs.work + before.work)
+
+
+def parts(graph: Graph, past: Past, limits: Limits) -> tuple[Graph, Limits, Limits]:
+    """The graph without its past, its limits, in whose cache the past has room, and those of the past."""
     used = {name for node in graph.nodes for name in node.weights.values()}
     main = replace(graph, past=None, weights={name: shape for name, shape in graph.weights.items() if name in used})
-    room = replace(limits, context=limits.context + graph.past.tokens)
-    before = backend.compile(graph.past.graph, tensors, replace(room, batch=max(limits.batch, graph.past.tokens)))
-    return PastPlan(graph, limits, backend.compile(main, tensors, room, progress=progress), before, graph.past)
+    room = replace(limits, context=limits.context + past.tokens)
+    return main, room, replace(room, batch=max(limits.batch, past.tokens))
 
 
 class PastCache(KVCache):

@@ -1,7 +1,7 @@
 """The public names that a plugin's author imports."""
 
 from bestiary.architecture import Architecture, Key, KnownVocabulary, PreTokenizer, PromptLayout, RankList, Rule
-from bestiary.backend import Backend, Batch, KVCache, Limits, Plan
+from bestiary.backend import Backend, Batch, KVCache, Limits, Needs, Plan
 from bestiary.encoding import BF16, F16, F32, Bits, Encoding, Factor, Layout
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph, Past, Trace, Value
@@ -14,7 +14,7 @@ from bestiary.wrapped_tokenizer import WrappedTokenizer
 
 __all__ = [
     "API", "BF16", "F16", "F32", "Architecture", "Backend", "Batch", "BestiaryError", "Bits", "Encoding", "Factor",
-    "Graph", "KVCache", "Key", "KnownVocabulary", "Layout", "Limits", "Loader", "Message", "Past", "Plan",
+    "Graph", "KVCache", "Key", "KnownVocabulary", "Layout", "Limits", "Loader", "Message", "Needs", "Past", "Plan",
     "PreTokenizer", "PromptLayout", "Quantizer", "RankList", "Rule", "Segment", "Template", "Tokenizer", "Trace",
     "TurnTemplate", "Value", "WrappedTokenizer", "Writer", "hookimpl",
 ]

@@ -86,6 +86,17 @@ class BlockTensor(Tensor):
         return self._bytes[start:stop]
 
 
+class Absent(Tensor):
+    """A weight that is not here: what is known of it is what it will take. Where only its name is known its shape is
+    empty."""
+
+    def __init__(self, shape: tuple[int, ...] = (), encoding: Encoding = F32) -> None:
+        self.shape, self.encoding = shape, encoding
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        raise BestiaryError("the weight is not here: only its name and shape are known")
+
+
 def chunks(tensor: Tensor, bytes_at_a_time: int = 4 << 20) -> list[tuple[int, int]]:
     """Row ranges that cover the tensor, each of about that many decoded bytes; at least one row a range."""
     step = max(1, bytes_at_a_time // max(1, 4 * tensor.columns))

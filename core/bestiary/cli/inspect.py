@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bestiary.cli import options, terminal
+from bestiary.cli.forecast import text as forecast_text
 from bestiary.errors import BestiaryError, one_line, printable
 
 SHOWN = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -25,13 +26,25 @@ def inspect(
     as_json: options.Json = False,
     loader: options.Loader = None,
     architecture: options.Architecture = None,
+    plan: Annotated[bool, typer.Option(
+        "--plan", help="Say what it will take on disk and in memory; a folder with its config is enough.")] = False,
+    ctx: options.Context = None,
 ) -> None:
     """Say what a checkpoint is, and what it lacks."""
-    from bestiary import inspection
-
+    if ctx is not None and not plan:
+        raise BestiaryError("-c goes with --plan")
     if path is not None and model is not None:
         raise BestiaryError("two checkpoints: FILE and -m")
     host = options.host_of(context)
+    if plan:
+        from bestiary.forecast import forecast
+
+        with terminal.aside(as_json):
+            planned = forecast(options.model_path(host, path or model), host, ctx or None, loader, architecture)
+        print(as_json_text(planned) if as_json else forecast_text(planned))
+        return
+    from bestiary import inspection
+
     with terminal.aside(as_json):
         facts = inspection.inspect(options.model_path(host, path or model), host, loader, architecture)
     print(as_json_text(facts) if as_json else text(facts, tensors))

@@ -272,7 +272,7 @@ class BackendContract(Contract):
             return
 
     def test_a_cache_is_measured_and_a_plan_is_closed(self, backend: Backend, host: Host) -> None:
-        for name, runs, graph, _ in self.running(backend, host):
+        for name, runs, graph, tensors in self.running(backend, host):
             cache, ids = runs.plan.new_cache(), self.prompts(graph)[0]
             batch = runs.batch(Piece(0, ids, 0, len(ids)))
             before = copy.deepcopy(batch)
@@ -281,6 +281,9 @@ class BackendContract(Contract):
                 expect(np.array_equal(getattr(batch, field), getattr(before, field)), f"forward() changes its {field}")
             expect(cache.length(0) == len(ids) and cache.length(1) == 0, f"{name}: the lengths of the cache are wrong")
             expect(type(cache.nbytes) is int and cache.nbytes > 0, f"{name}: the cache takes {cache.nbytes!r} bytes")
+            needs = backend.needs(graph, tensors, LIMITS)
+            expect(needs is None or needs.cache >= cache.nbytes, f"{name}: needs() says that the cache takes "
+                   f"{needs and needs.cache} bytes when it is full; with {len(ids)} tokens it takes {cache.nbytes}")
             runs.plan.close()
             runs.plan.close()
 

@@ -114,6 +114,9 @@ class LoaderContract(Contract):
             expect(isinstance(name, str) and isinstance(tensor, Tensor), f"tensors has {name!r}: {tensor!r:.60}")
             expect(isinstance(tensor.shape, tuple) and all(type(size) is int and size > 0 for size in tensor.shape),
                    f"tensor {name} has the shape {tensor.shape}; a tuple of whole numbers above 0 is needed")
+        outline: object = loader.outline(path, host)
+        expect(outline is None or isinstance(outline, Checkpoint), f"outline() gives {type(outline).__name__}, not a "
+                                                                   "Checkpoint or None")
         expect(contents(path) == before, "opening the file changes it")
 
     def test_a_tensor_reads_by_rows(self, loader: Loader, path: Path, host: Host) -> None:

@@ -87,6 +87,8 @@ class WriterContract(Contract):
                 expect(not path.exists(), f"{what} is refused, and {path.name} exists")
                 continue  # it says what it cannot hold
             written += 1
+            foretold: object = writer.size(checkpoint, host)
+            expect(type(foretold) is int and foretold >= 0, f"{what}: size() gives {foretold!r}, not a number of bytes")
             family = host.architecture_of(checkpoint.config, checkpoint.tokenizer)
             again, graph = to_canonical(self.read_back(path, host), family)
             expect(graph == to_canonical(checkpoint, family)[1], f"{what}: read back it has another graph")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bestiary.backend import Backend, Batch, KVCache, Limits, Plan, Progress
+from bestiary.backend import Backend, Batch, KVCache, Limits, Needs, Plan, Progress
 from bestiary.batch_check import BatchCheck
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph
@@ -191,6 +191,7 @@ class CpuBackend(Backend):
     name = "cpu"
     rank = 10
     exact = True
+    cache_types = CACHE_TYPES
 
     def __init__(self, isa: str | None = None) -> None:
         self._isa = isa
@@ -210,6 +211,12 @@ class CpuBackend(Backend):
         if wanted not in isas():
             raise BestiaryError(f"the instruction set {wanted!r} does not run here; these do: {', '.join(isas())}")
         return wanted
+
+    def needs(self, graph: Graph, tensors: Mapping[str, Tensor], limits: Limits) -> Needs | None:
+        from bestiary_plugins.backends.cpu_needs import cache_bytes, packed_bytes, work_bytes
+
+        return Needs(packed_bytes(graph, tensors), cache_bytes(graph, limits, _cache_types(limits)),
+                     work_bytes(graph, limits))
 
     def describe(self) -> Mapping[str, str]:
         if (reason := self.available()) is not None:

@@ -125,7 +125,7 @@ class Weights:
             + sum(matrix.nbytes for stack in self.stacks.values() for matrix in stack)
 
 
-def _stored_as(tensor: Tensor, matrix: bool) -> Encoding:
+def stored_as(tensor: Tensor, matrix: bool) -> Encoding:
     """The encoding that the kernels get: the tensor's own, or what its rows are decoded into."""
     if why_not(tensor.encoding) is None:
         return tensor.encoding
@@ -140,14 +140,20 @@ def _read(tensor: Tensor, start: int, stop: int, encoding: Encoding) -> NDArray[
     return quantize_q8_0(values) if encoding is Q8_0 else encode_plain(values, encoding)
 
 
-def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weights | None,
-         progress: Progress | None) -> Weights:
-    """Packs what the graph uses, read in pieces by all threads. held: weights of an earlier plan, used again."""
+def roles(graph: Graph) -> tuple[set[str], set[str], set[str], set[str]]:
+    """The weights that are packed, stacks of experts, embeddings that are not packed, and those held as numbers."""
     packed = {node.weights[PACKED[node.op]] for node in graph.nodes if node.op in PACKED}
     stacked = {node.weights[part] for node in graph.nodes if node.op == "moe" for part in ("gate", "up", "down")}
     looked_up = {node.weights["weight"] for node in graph.nodes if node.op == "embed"} - packed
     numbers = {name for node in graph.nodes for part, name in node.weights.items()
                if node.op not in ("embed", "moe") and (node.op != "linear" or part == "bias")}
+    return packed, stacked, looked_up, numbers
+
+
+def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weights | None,
+         progress: Progress | None) -> Weights:
+    """Packs what the graph uses, read in pieces by all threads. held: weights of an earlier plan, used again."""
+    packed, stacked, looked_up, numbers = roles(graph)
     weights, held = Weights(), held or Weights()
     for name, shape in graph.weights.items():
         if name not in tensors:
@@ -173,7 +179,7 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
         if name in held.tables and name in looked_up:
             weights.tables[name] = held.tables[name]
             continue
-        encoding = _stored_as(tensor, name not in looked_up)
+        encoding = stored_as(tensor, name not in looked_up)
         if encoding is not tensor.encoding and tensor.encoding.name not in warned:
             warned.add(tensor.encoding.name)
             log.warning("the cpu backend's kernels do not hold %s (%s): such weights are kept as %s",

@@ -66,12 +66,20 @@ class GgufWriter(Writer):
              progress: Progress | None = None) -> None:
         if checkpoint.naming != CANONICAL:
             raise BestiaryError(f"GGUF holds canonical tensors, not those of naming {checkpoint.naming!r}")
-        pieces = [piece for name, tensor in checkpoint.tensors.items() for piece in stored(name, tensor, host)]
-        keys = metadata_of(checkpoint, host)
-        header, places = header_of(keys, pieces)
+        header, places = header_of(metadata_of(checkpoint, host), pieces_of(checkpoint, host))
         with replacing(path, force) as file:
             file.write(header)
             write_data(file, len(header), places, checkpoint.tensors, progress)
+
+    def size(self, checkpoint: Checkpoint, host: Host) -> int:
+        pieces = pieces_of(checkpoint, host)
+        header, places = header_of(metadata_of(checkpoint, host), pieces)
+        return aligned(places[-1] + size_of(*pieces[-1][1:])) if pieces else len(header)
+
+
+def pieces_of(checkpoint: Checkpoint, host: Host) -> list[tuple[str, tuple[int, ...], int]]:
+    """Name, shape and type code of all tensors of the file."""
+    return [piece for name, tensor in checkpoint.tensors.items() for piece in stored(name, tensor, host)]
 
 
 def stored(name: str, tensor: Tensor, host: Host) -> list[tuple[str, tuple[int, ...], int]]:

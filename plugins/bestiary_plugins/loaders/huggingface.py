@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,8 +14,8 @@ from bestiary.errors import BestiaryError, short
 from bestiary.files import DataFile
 from bestiary.loader import Loader
 from bestiary.strict_json import LARGEST_LIST, read_object
-from bestiary.tensor import Tensor
-from bestiary_plugins.loaders.git_lfs import is_pointer
+from bestiary.tensor import Absent, Tensor
+from bestiary_plugins.loaders.git_lfs import POINTER, is_pointer
 from bestiary_plugins.loaders.safetensors import LARGEST_HEADER, open_safetensors
 from bestiary_plugins.loaders.tokenizer_files import folder_material
 from bestiary_plugins.loaders.torch_file import is_torch, open_torch
@@ -22,7 +23,7 @@ from bestiary_plugins.loaders.torch_file import is_torch, open_torch
 if TYPE_CHECKING:
     from bestiary.host import Host
 
-NAMING = "huggingface"
+NAMING, CONFIG = "huggingface", "config.json"
 MOST_LISTED = 1 << 18
 """Tensors in the index of shards; the largest known has 140,000."""
 
@@ -53,22 +54,38 @@ UNREAD = ("tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
 
 
 class HuggingFace(Loader):
-    """A folder, or a weights file in one."""
+    """A folder, or a weights file or the config in one."""
 
     name = "huggingface"
 
     def recognise(self, path: Path) -> int:
         try:
             if path.is_dir():
-                config = (path / "config.json").is_file()
+                config = (path / CONFIG).is_file()
                 weights = any((path / name).is_file() for kind in WEIGHTS for name in (kind.single, kind.shards))
                 return 90 if config and weights else 60 if weights else 50 if config else 0
-            return recognise_file(path)
+            return 50 if path.name == CONFIG and path.is_file() else recognise_file(path)
         except (OSError, BestiaryError):
             return 0
 
     def open(self, path: Path, host: Host) -> Checkpoint:
         return open_huggingface(path)
+
+    def outline(self, path: Path, host: Host) -> Checkpoint | None:
+        folder = path.parent if path.name == CONFIG else path
+        if not folder.is_dir() or any(present(folder / kind.single) for kind in WEIGHTS):
+            return None
+        indices = (folder / kind.shards for kind in WEIGHTS)
+        names = next((read_index(index) for index in indices if index.is_file()), {})
+        material = folder_material(folder)
+        files = {name: data for name, data in material.files.items() if not data.startswith(POINTER)}
+        return Checkpoint(folder, read_config(folder), dict.fromkeys(names, Absent()), NAMING,
+                          replace(material, files=files))
+
+
+def present(path: Path) -> bool:
+    """Whether a file is there itself: a clone without Git LFS has pointers in place of the large ones."""
+    return path.is_file() and not is_pointer(DataFile(path))
 
 
 def recognise_file(path: Path) -> int:
@@ -80,18 +97,25 @@ def recognise_file(path: Path) -> int:
 
 
 def open_huggingface(path: Path) -> Checkpoint:
-    """The checkpoint of a folder, or of the one its weights file lies in. Raises BestiaryError for what is missing,
-    damaged or not understood."""
+    """The checkpoint of a folder, or of the one that its weights file or config lies in. Raises BestiaryError for what
+    is missing, damaged or not understood."""
+    path = path.parent if path.name == CONFIG else path
     folder = path if path.is_dir() else path.parent
-    if not os.path.lexists(folder / "config.json"):
-        raise BestiaryError(f"no config.json in {folder}")
-    config = read_object(folder / "config.json")
+    config = read_config(folder)
+    tensors = folder_tensors(folder) if path.is_dir() else file_tensors(path)
+    return Checkpoint(path, config, tensors, NAMING, folder_material(folder), source=(open_huggingface, (path,)))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of a folder that is not quantized."""
+    if not os.path.lexists(folder / CONFIG):
+        raise BestiaryError(f"no {CONFIG} in {folder}")
+    config = read_object(folder / CONFIG)
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise BestiaryError(f"{folder}: quantization_config = {short(method)}; quantized folders are not read yet, "
                             "start from the unquantized one")
-    tensors = folder_tensors(folder) if path.is_dir() else file_tensors(path)
-    return Checkpoint(path, config, tensors, NAMING, folder_material(folder), source=(open_huggingface, (path,)))
+    return config
 
 
 def folder_tensors(folder: Path) -> dict[str, Tensor]:

@@ -1,0 +1,65 @@
+"""`bestiary inspect --plan`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bestiary.host import Host
+from bestiary_plugins.demo.beasts import publish
+from tests.cli.conftest import Cli
+
+
+@pytest.fixture
+def folder(host: Host, tmp_path: Path) -> Path:
+    """A published model whose weights are not there."""
+    publish(host.architectures["llama"], tmp_path / "m", 3)
+    (tmp_path / "m" / "model.safetensors").unlink()
+    return tmp_path / "m"
+
+
+def test_it_prints_a_line_a_type(cli: Cli, host: Host, folder: Path) -> None:
+    result = cli("inspect", "--plan", folder, "-c", "4096")
+    assert result.status == 0 and not result.err
+    lines = result.out.splitlines()
+    assert {line.split()[0] for line in lines[lines.index("") + 2:]} == set(host.quantizers)
+    assert re.search(r"context +4096 tokens, made for 128", result.out)
+    assert "estimated" not in result.out
+    for name in folder.glob("tok*"):
+        name.unlink()
+    assert re.search(r"tokenizer +about .* estimated: it is not here", cli("inspect", "--plan", folder).out)
+
+
+def test_it_takes_the_config_itself_and_gives_json(cli: Cli, folder: Path) -> None:
+    facts = [json.loads(cli("inspect", "--plan", path, "--json").out) for path in (folder, folder / "config.json")]
+    assert facts[0]["types"] == facts[1]["types"] and facts[0]["context"] == 128
+
+
+def test_it_takes_a_model_that_is_there(cli: Cli, model: Path, tmp_path: Path) -> None:
+    facts = json.loads(cli("inspect", "--plan", model, "--json").out)
+    sizes = {row["type"]: row["bytes"] for row in facts["types"]}
+    assert cli("quantize", model, tmp_path / "small.gguf", "q4_0").status == 0
+    assert sizes["q4_0"] == pytest.approx((tmp_path / "small.gguf").stat().st_size, abs=32)
+
+
+@pytest.mark.parametrize("changed", [{"vocab_size": None}, {"model_type": "\x1b[1mun\nicorn"}, {"hidden_size": -1}])
+def test_what_is_wrong_is_one_line(cli: Cli, folder: Path, changed: dict[str, object]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changed}))
+    result = cli("inspect", "--plan", folder)
+    assert result.status == 1 and not result.out
+    assert result.err.count("\n") == 1 and result.err.rstrip("\n").isprintable()
+
+
+def test_without_the_option_the_weights_are_missed_as_before(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    result = cli("inspect", folder)
+    assert result.status == 1 and "no weights in" in result.err
+    result = cli("inspect", folder, "-c", "64")
+    assert result.status == 1 and "-c goes with --plan" in result.err
+    shutil.copytree(folder, tmp_path / "empty", ignore=shutil.ignore_patterns("config.json"))
+    result = cli("inspect", "--plan", tmp_path / "empty")
+    assert result.status == 1 and result.err.count("\n") == 1
