@@ -315,7 +315,8 @@ def test_quantized_weights_are_decoded_where_a_type_is_said(host: Host, tmp_path
 
 def test_a_folder_is_replaced_only_where_it_is_asked_and_is_a_model(host: Host, tmp_path: Path) -> None:
     publish(host.architectures["llama"], tmp_path / "published", 10)
-    target, options = tmp_path / "folder", {"format": "huggingface"}
+    target = tmp_path / "folder"
+    options: dict[str, Any] = {"format": "huggingface"}
     target.mkdir()  # an empty one is as good as none
     save_as(tmp_path / "published", target, "f16", host, **options)
     before = contents(target)

@@ -311,12 +311,15 @@ def test_a_truncated_adapter_is_refused_wherever_it_ends(zoo: Zoo, cli: Cli) -> 
 
 def test_an_adapter_alone_says_what_it_wants(zoo: Zoo, host: Host, cli: Cli) -> None:
     adapter = zoo.adapter("lora")
-    for line in (("run", "-m", adapter, "-p", "x"), ("convert", adapter, zoo.folder / "out.gguf"),
-                 ("convert", zoo.base(), zoo.folder / "out.gguf", "--base", adapter)):
+    lines: list[tuple[str | Path, ...]] = [
+        ("run", "-m", adapter, "-p", "x"), ("convert", adapter, zoo.folder / "out.gguf"),
+        ("convert", zoo.base(), zoo.folder / "out.gguf", "--base", adapter)]
+    for line in lines:
         done = cli(*line)
         assert done.status == 1 and "lora is an adapter and no model by itself" in done.err and "--base" in done.err
-    for line in (("merge", "--base", zoo.base(), "--lora", zoo.base(), "--target", zoo.folder / "out.gguf"),
-                 ("merge", "--base", adapter, "--lora", adapter, "--target", zoo.folder / "out.gguf")):
+    lines = [("merge", "--base", zoo.base(), "--lora", zoo.base(), "--target", zoo.folder / "out.gguf"),
+             ("merge", "--base", adapter, "--lora", adapter, "--target", zoo.folder / "out.gguf")]
+    for line in lines:
         done = cli(*line)
         assert done.status == 1 and "adapter" in done.err
     (problem,) = inspect(adapter, host)["problems"]

@@ -25,8 +25,9 @@ CONFIG: dict[str, Any] = {
     "peft_type": "LORA", "r": RANK, "rank_pattern": {"o_proj": 2}, "alpha_pattern": {}, "target_modules": ["q_proj"],
     "task_type": "CAUSAL_LM", "use_rslora": False}
 KEYS = (*CONFIG, "use_dora", "lora_bias", "layer_replication", "target_parameters", "x")
-OTHERS = ("LOHA", "IA3", None, 0, -1, 1e400, 10 ** 30, "", [], {}, {"q_proj": 4}, {"(a+)+$": 4}, {"^" * 999: 1}, True,
-          ["q_proj"] * 3, [None], "pissa", "all", 0.5, {"q_proj": None}, {"q_proj": -3})
+OTHERS: tuple[Any, ...] = (
+    "LOHA", "IA3", None, 0, -1, 1e400, 10 ** 30, "", [], {}, {"q_proj": 4}, {"(a+)+$": 4}, {"^" * 999: 1}, True,
+    ["q_proj"] * 3, [None], "pissa", "all", 0.5, {"q_proj": None}, {"q_proj": -3})
 
 
 def tensors() -> dict[str, Any]:
