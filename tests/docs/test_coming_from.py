@@ -25,6 +25,7 @@ from bestiary.host import Host
 from bestiary_plugins.demo.beasts import publish
 from bestiary_plugins.demo.command import HERE
 from bestiary_plugins.demo.command import model as demo_model
+from bestiary_plugins.demo.merges import MERGES
 
 PAGE = Path(__file__).parents[2] / "docs/coming-from.md"
 LATER = "(later)"
@@ -99,6 +100,13 @@ def files(data: Path, host: Host, tmp_path_factory: pytest.TempPathFactory) -> P
                          ("falcon", "falcon-7b"), ("chatglm1", "THUDM/chatglm-6b"), ("chatglm", "THUDM/chatglm2-6b")):
         (folder / name).parent.mkdir(exist_ok=True)
         publish(host.architectures[family], folder / name, 4, **({"seq_length": 2048} if family == "bloom" else {}))
+    parts = MERGES["chimera"](host.architectures["llama"], folder / "chimera", publish, 4)
+    assert parts.base is not None
+    parts.base.rename(folder / "llama-7b")
+    parts.source.rename(folder / "FreedomIntelligence/chimera-chat-7b-delta")
+    parts = MERGES["chinese-llama"](host.architectures["llama"], folder / "chinese", publish, 4)
+    parts.source.rename(folder / "llama-hf")
+    parts.adapters[0].rename(folder / "lora")
     (folder / "prompts").mkdir()
     (folder / "prompts/alpaca.txt").write_text("Below is an instruction. Write a response.\n")
     split(folder / "f16", folder)
