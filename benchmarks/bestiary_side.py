@@ -10,14 +10,12 @@ from program import Program, Test
 from bestiary import load
 from bestiary.benchmark import Cache
 from bestiary.model import Model
-from bestiary.readahead import usable_cpus
 
 
 class Bestiary(Program):
     model: Model | None = None
 
     def open(self, path: str, threads: int, test: Test) -> None:
-        threads = min(threads, usable_cpus())  # as the command line does
         self.model = load(path, threads=threads, context=test.depth + test.tokens, sequences=test.sequences)
         self._new_cache(Test("decode", 1))
 

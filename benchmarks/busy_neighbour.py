@@ -56,6 +56,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="the least that a run takes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run there")
     given = parser.parse_args()
+    if unknown := set(given.tests.split(",")) - {"decode", "prefill"}:
+        parser.error(f"--tests {','.join(sorted(unknown))}; known: decode, prefill")
     path = given.model or synthetic.made(synthetic.SHAPES["100m"], "100m", "q4_0", synthetic.FOLDER, Host())
     cpus = usable_cpus()
     settings: dict[str, tuple[int, list[int]]] = {

@@ -58,9 +58,7 @@ class Verdict(NamedTuple):
 
     @property
     def met(self) -> bool:
-        """As the figures are shown."""
-        reached = round(self.reached, 2)
-        return reached <= self.floor.least if self.floor.beside in AT_MOST else reached >= self.floor.least
+        return self.reached <= self.floor.least if self.floor.beside in AT_MOST else self.reached >= self.floor.least
 
 
 def verdicts(rows: Sequence[Row], isa: str) -> list[Verdict]:

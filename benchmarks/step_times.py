@@ -5,7 +5,7 @@
 MODEL: a file or folder that Bestiary loads. A step is decoded of every sequence, after --depth tokens, or with
 --prompt N a prompt of N tokens. Each product is timed alone, which adds about a microsecond; what stands between two of
 them is one run, as in a plan. Times are medians over the repeats, of all layers together. Beside products stands what
-they read (decode) or multiply (a prompt), and the best read probe of the same minute.
+they read (decode) or multiply (a prompt), and the best read probe of the same minute (needs gcc).
 """
 
 from __future__ import annotations
@@ -35,25 +35,28 @@ class Timed(Program):
     def __init__(self, *arguments: Any) -> None:  # what it is made of, __new__ took
         self.labels: dict[int, str] = {}
         self.taken: dict[int, list[float]] = defaultdict(list)
-        self.weights: dict[str, list[int]] = {}
+        self.weights: dict[str, list[int]] = {}  # label -> bytes, multiply-adds a token, whether of wanted tokens
 
     def linear(self, a: int, parts: Any, tail: bool) -> None:
-        first = self.steps
         super().linear(a, parts, tail)
         shape = " + ".join(str(matrix.rows) for matrix, _, _ in parts)
-        label = f"product {shape} x {parts[0][0].columns}"
-        self._name(first, label)
-        total = self.weights.setdefault(label, [0, 0])
+        label = f"product {shape} x {parts[0][0].columns}" + " of the wanted tokens" * tail
+        self._name(label)
+        total = self.weights.setdefault(label, [0, 0, tail])
         total[0] += sum(matrix.nbytes for matrix, _, _ in parts)
         total[1] += sum(matrix.rows * matrix.columns for matrix, _, _ in parts)
 
     def attention(self, *arguments: Any, **named: Any) -> int:
-        first = self.steps
         layer = super().attention(*arguments, **named)
-        self._name(first, ATTENTION)
+        self._name(ATTENTION)
         return layer
 
-    def _name(self, first: int, label: str) -> None:
+    def experts(self, *arguments: Any, **named: Any) -> None:
+        super().experts(*arguments, **named)  # their own products become part of it
+        self.labels = {step: label for step, label in self.labels.items() if step < self.steps - 1}
+        self._name("experts")
+
+    def _name(self, label: str) -> None:
         """The last step is what does the work; those before it prepare its input."""
         self.labels[self.steps - 1] = label
 
@@ -77,6 +80,9 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=0, metavar="N", help="a prompt of N tokens instead of a step")
     parser.add_argument("--repeats", type=int, default=16)
     given = parser.parse_args()
+    if given.threads not in range(1, len(usable_cpus()) + 1) or min(given.sequences, given.repeats) < 1 or \
+            min(given.depth, given.prompt) < 0:
+        parser.error(f"--threads 1 to {len(usable_cpus())}, --sequences and --repeats at least 1, no number below 0")
     bestiary_kernels.Program = Timed  # type: ignore[misc]
     model = load(given.model, threads=given.threads, sequences=given.sequences,
                  context=given.depth + max(given.prompt, given.repeats + 1))
@@ -105,8 +111,9 @@ def main() -> None:
     print(f"{given.model.name}, {given.threads} threads, {tokens} tokens: {1e3 * total:.2f} ms; the best "
           f"read probe before and after: {' and '.join(f'{probe / 1e9:.1f}' for probe in probes)} GB/s")
     for label, seconds in sorted(spent.items(), key=lambda item: -item[1]):
-        size, count = program.weights.get(label, (0, 0))
-        speed = f"{size / seconds / 1e9:7.1f} GB/s {tokens * count / seconds / 1e9:7.1f} GMAC/s" if size else ""
+        size, count, wanted = program.weights.get(label, (0, 0, False))
+        rows = given.sequences if wanted else tokens
+        speed = f"{size / seconds / 1e9:7.1f} GB/s {rows * count / seconds / 1e9:7.1f} GMAC/s" if size else ""
         print(f"{100 * seconds / total:5.1f} %  {1e3 * seconds:8.2f} ms  {speed}  {label}")
 
 

@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import statistics
 import sys
 import tempfile
@@ -225,7 +226,7 @@ def shown(row: Row) -> list[str]:
         return [*start, f"{says}same likeliest token {100 * row['argmax']:.0f} %", "",
                 f"differ by {100 * row['difference']:.1f} %", "", "", ""]
     ours, theirs = statistics.median(row["ours"]), statistics.median(row["theirs"])
-    ratio = statistics.median(a / b for a, b in zip(row["ours"], row["theirs"], strict=True))
+    ratios = sorted(a / b for a, b in zip(row["ours"], row["theirs"], strict=True))
     shares = ["", ""]
     if limit := row.get("limit"):
         limits = limit if len(limit) == len(row["ours"]) else limit * len(row["ours"])
@@ -234,7 +235,8 @@ def shown(row: Row) -> list[str]:
     limited = f"{statistics.median(limit):.4g} ({row['limited_by']})" if limit else ""
     if row.get("own"):
         limited += f"; {floors.share(row, floors.OWN, ()):.2f} of {row['own_is']}"
-    return [*start, f"{ours:.4g} {row['unit']}", f"{theirs:.4g} {row['unit']}", f"{ratio:.2f}", *shares,
+    ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    return [*start, f"{ours:.4g} {row['unit']}", f"{theirs:.4g} {row['unit']}", ratio, *shares,
             f"{limited}; {row['setting']}".removeprefix("; ")]
 
 
@@ -243,7 +245,8 @@ TITLES = ("shape", "type", "threads", "test", "Bestiary", "llama.cpp", "ratio", 
 
 
 def markdown(rows: list[Row], facts: dict[str, Any], reached: list[floors.Verdict]) -> str:
-    lines = [f"{facts['cpu']}; {facts['date']}", "", f"    {facts['command']}", "",
+    lines = [f"{facts['cpu']}; {facts['date']}; load average at the end {facts['load']}", "",
+             f"    {facts['command']}", "",
              *(f"- {name}: {', '.join(f'{key} {value}' for key, value in one.items())}"
                for name, one in facts.get("programs", {}).items()), "", *table(TITLES, map(shown, rows))]
     if reached:
@@ -298,7 +301,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--floors", action="store_true", help="say which figures that are wanted were reached")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run there")
-    return parser.parse_args()
+    given = parser.parse_args()
+    most = len(usable_cpus())
+    if given.rounds < 1 or not all(1 <= count <= most for count in given.threads):
+        parser.error(f"--rounds at least 1, --threads 1 to {most}: of more the programs do not run at their best")
+    if not shutil.which(given.peer_python):
+        parser.error(f"--peer-python {given.peer_python} is no program")
+    for file in (given.markdown, given.json):
+        if file and not file.absolute().parent.is_dir():
+            parser.error(f"there is no folder {file.parent}")
+    return given
 
 
 def command(given: argparse.Namespace) -> str:
@@ -333,6 +345,7 @@ def main() -> None:
                 rows.append(row)
                 print("\t".join(shown(row)), flush=True)
                 facts["programs"] = getattr(comparison, "facts", facts.get("programs", {}))
+                facts["load"] = f"{os.getloadavg()[0]:.1f}"
                 reached = floors.verdicts(rows, isa) if given.floors else []
                 if given.json:
                     given.json.write_text(json.dumps({**facts, "rows": rows}, indent=1))

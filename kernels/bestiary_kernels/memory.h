@@ -71,8 +71,11 @@ class Memory {
         const auto begin = std::chrono::steady_clock::now();
         madvise(reinterpret_cast<void *>(first), last - first, 23); // MADV_POPULATE_WRITE
         const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-        if (last - first >= huge && taken.count() * 1e9 > (double)(last - first)) // less than 1 GB/s
-            slow_.store(true, std::memory_order_relaxed);
+        if (last - first < huge || slow_.load(std::memory_order_relaxed)) return;
+        const bool late = taken.count() * 1e9 > (double)(last - first); // less than 1 GB/s
+        static std::atomic<int> in_a_row{0}; // one alone may have waited for a processor
+        if (!late) in_a_row.store(0, std::memory_order_relaxed);
+        else if (in_a_row.fetch_add(1, std::memory_order_relaxed) >= 1) slow_.store(true, std::memory_order_relaxed);
 #else
         (void)from, (void)count;
 #endif

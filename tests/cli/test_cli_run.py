@@ -14,6 +14,7 @@ import pytest
 from bestiary import load
 from bestiary.cli.options import sampler_names
 from bestiary.cli.run import unescape
+from bestiary.readahead import usable_cpus
 
 from .conftest import Cli
 
@@ -200,8 +201,19 @@ def test_bench_gives_a_table_and_json(cli: Cli, model: Path) -> None:
         assert row["threads"] == 1 and row["depth"] == 5 and row["sequences"] == 1 and row["type"] == "f32"
         assert len(row["runs"]) == 2 and min(row["runs"]) <= row["tokens_per_second"] <= max(row["runs"])
         assert {"model", "backend", "isa"} <= row.keys()
+        assert row["batch"] == 21 and row["cache_type_k"] == row["cache_type_v"] == "f32"
     table = cli("bench", "-m", model, "-p", "0", "-n", "4", "-r", "1", "--sequences", "3").out
-    assert "decode" in table and "prefill" not in table and "tokens/s" in table
+    assert "decode" in table and "prefill" not in table and "tokens/s" in table and "cache f32" in table
+    mixed = cli("bench", "-m", model, "-p", "4", "-n", "0", "-r", "1", "-ctk", "q8_0", "-ctv", "f16").out
+    assert "cache q8_0/f16\n" in mixed
+
+
+def test_bench_takes_threads_for_prompts(cli: Cli, model: Path, tmp_path: Path) -> None:
+    rows = json.loads(cli("bench", "-m", model, "-p", "8", "-n", "4", "-t", "1", "-tb", "2", "-r", "1", "--json").out)
+    assert [(row["test"], row["threads"]) for row in rows] == [("prefill", min(2, usable_cpus())), ("decode", 1)]
+    assert "-tb 0: 1 or more is wanted" in cli("bench", "-m", model, "-tb", "0").err
+    plot = tmp_path / "a.svg"
+    assert "-tb: a plot runs" in cli("bench", "-m", model, "-tb", "1", "--plot", plot).err and not plot.exists()
 
 
 def test_plugins_gives_json(cli: Cli) -> None:

@@ -25,6 +25,7 @@ def bench(
         "-n", "--n-gen", metavar="N,...", help="Tokens to generate; 0 for none.")] = "64",
     threads: Annotated[str | None, typer.Option(
         "-t", "--threads", metavar="N,...", help="Threads; by default what the machine allows.")] = None,
+    threads_batch: options.ThreadsBatch = None,
     repeats: Annotated[int, typer.Option("-r", "--repetitions", metavar="N", help="Runs of each.")] = 3,
     depth: Annotated[str, typer.Option(
         "-d", "--n-depth", metavar="N,...", help="Tokens that are in the context before.")] = "0",
@@ -60,9 +61,12 @@ def bench(
     counts: Sequence[int | None] = [None]
     if threads:
         counts = [*dict.fromkeys(options.usable(count, "-t") for count in options.numbers(threads, "-t", 1))]
-    for option, value in (("-r", repeats), ("--sequences", sequences)):
-        if value < 1:
+    for option, value in (("-r", repeats), ("--sequences", sequences), ("-tb", threads_batch)):
+        if value is not None and value < 1:
             raise BestiaryError(f"{option} {value}: 1 or more is wanted")
+    if plot is not None and threads_batch is not None:
+        raise BestiaryError("-tb: a plot runs prompts and generation with the same threads, those of -t")
+    for_prompts = options.usable(threads_batch, "-tb")
     rows: list[dict[str, Any]] = []
     timed = []
     with terminal.aside(as_json), contextlib.ExitStack() as stack:
@@ -72,10 +76,10 @@ def bench(
             longest = max(1, *prompts, *predicts) + max(depths)
             with terminal.progress_bar("loading") as progress:
                 loaded = load(path, backend, count, longest, type, host, batch=batch, sequences=sequences,
-                              cache_type_k=cache_type_k, cache_type_v=cache_type_v, loader=loader,
-                              architecture=architecture, progress=progress)
+                              threads_prefill=for_prompts, cache_type_k=cache_type_k, cache_type_v=cache_type_v,
+                              loader=loader, architecture=architecture, progress=progress)
             with loaded:
-                facts = loaded.facts()
+                facts, limits = loaded.facts(), loaded.plan.limits
                 for place in depths:
                     runner = Bench(loaded, place, sequences)
                     for measured in (*(runner.prefill(n, repeats) for n in prompts if n),
@@ -83,11 +87,13 @@ def bench(
                         timed.append((count or 0, measured))
                         rows.append({
                             "test": measured.test, "tokens": measured.tokens,
-                            "threads": count or options.whole(facts.get("threads")),
+                            "threads": for_prompts if measured.test == "prefill" and for_prompts else
+                            count or options.whole(facts.get("threads")),
                             "tokens_per_second": measured.tokens_per_second, "runs": list(measured.runs),
                             "depth": measured.depth, "sequences": measured.sequences, "model": str(path),
                             "type": main_type(loaded.checkpoint), "backend": loaded.backend.name,
-                            "isa": facts.get("isa")})
+                            "isa": facts.get("isa"), "batch": limits.batch, "cache_type_k": limits.cache_type_k,
+                            "cache_type_v": limits.cache_type_v})
 
         if plot is None:
             for count in counts:
@@ -123,4 +129,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return "nothing to measure"
     isa = f" ({rows[0]['isa']})" if rows[0]["isa"] else ""
-    return f"{rows[0]['model']}: {rows[0]['type']}, {rows[0]['backend']}{isa}\n\n{terminal.table([titles, *cells])}"
+    cache = "/".join(dict.fromkeys((rows[0]["cache_type_k"], rows[0]["cache_type_v"])))
+    head = f"{rows[0]['model']}: {rows[0]['type']}, {rows[0]['backend']}{isa}, cache {cache}"
+    return f"{head}\n\n{terminal.table([titles, *cells])}"
