@@ -20,10 +20,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     **test_families_parity.MODELS, **test_llama_kin_parity.MODELS}
 BOUND = 1e-5
 """Over the spread of the logits. The weights are the same but for the last bit of norms that are stored less 1."""
-IN_NO_KEY = ("listed", "qwen2", "qwen3", "cap", "scalar", "goes on", "falcon rw", "glm", "another scale", "erf", "unscaled",
-             "one after")
-"""Variants that no key of a GGUF file tells from their families' usual form: only the embedded config does. (A GLM is taken
-for a ChatGLM, which transformers does not read.)"""
+IN_NO_KEY = ("listed", "qwen2", "qwen3", "cap", "scalar", "goes on", "falcon rw", "glm", "another scale", "erf",
+             "unscaled", "one after")
+"""Variants that no key of a GGUF file tells from their families' usual form: only the embedded config does. (A GLM is
+taken for a ChatGLM, which transformers does not read.)"""
 
 
 def read_by_transformers(folder: Path, ids: Any) -> Any:
