@@ -17,6 +17,7 @@ from bestiary.loader import Writer
 from bestiary_plugins.loaders.huggingface import NAMING
 from bestiary_plugins.loaders.rebuilt_tokenizer import text, tokenizer_files
 from bestiary_plugins.loaders.safetensors_writer import check_plain, save_tensors
+from bestiary_plugins.loaders.written_bytes import counting
 from bestiary_plugins.loaders.written_family import PATH, family_of, last_part, path_of
 
 if TYPE_CHECKING:
@@ -46,15 +47,6 @@ class HuggingFaceWriter(Writer):
         family = family_of(checkpoint, host)
         with host.calling(family, f"write {path}"):
             theirs = from_canonical(checkpoint, family, NAMING)
-        total = sum(tensor.nbytes for tensor in theirs.tensors.values())
-        written = 0
-
-        def done(count: int, name: str) -> None:
-            nonlocal written
-            written += count
-            if progress is not None:
-                progress(written, total, name)
-
         files: dict[str, bytes] = {"config.json": text_of(config_of(theirs)), **generation(checkpoint.tokenizer)}
         try:
             files |= tokenizer_files(checkpoint.tokenizer, family, host)
@@ -63,7 +55,7 @@ class HuggingFaceWriter(Writer):
         with replacing_folder(path, self.marks, force) as folder:
             for name, data in files.items():
                 folder.write(name, data)
-            save_tensors(folder, theirs.tensors, self.shard_bytes, done)
+            save_tensors(folder, theirs.tensors, self.shard_bytes, counting(theirs.tensors, progress))
 
 
 def config_of(theirs: Checkpoint) -> dict[str, Any]:
@@ -81,7 +73,7 @@ def config_of(theirs: Checkpoint) -> dict[str, Any]:
 
 
 def generation(material: TokenizerMaterial) -> dict[str, bytes]:
-    """generation_config.json: what ends a generation. None where nothing says."""
+    """generation_config.json: what ends a generation. No file where nothing says."""
     ends = list(material.ends) or ([] if material.eos is None else [material.eos])
     said = {"bos_token_id": material.bos, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
     return {"generation_config.json": text(said)} if any(value is not None for value in said.values()) else {}

@@ -17,6 +17,7 @@ from bestiary_plugins.loaders.meta import PARAMS, config_of
 from bestiary_plugins.loaders.rebuilt_tokenizer import tokenizer_files
 from bestiary_plugins.loaders.safetensors_writer import check_plain
 from bestiary_plugins.loaders.torch_writer import save_torch
+from bestiary_plugins.loaders.written_bytes import counting
 from bestiary_plugins.loaders.written_family import family_of
 
 if TYPE_CHECKING:
@@ -63,19 +64,11 @@ class MetaWriter(Writer):
         if "tokenizer.json" in files and "tokenizer.model" not in files:
             log.warning("%s has its tokenizer in tokenizer.json: Meta's programs read a tokenizer.model, which this "
                         "one never was", path)
-        total, written = sum(tensor.nbytes for tensor in theirs.tensors.values()), 0
-
-        def done(count: int, name: str) -> None:
-            nonlocal written
-            written += count
-            if progress is not None:
-                progress(written, total, name)
-
         with replacing_folder(path, self.marks, force) as folder:
             for name, data in files.items():
                 folder.write(name, data)
             with folder.file(f"{STEM}.pth") as file:
-                save_torch(file, STEM, theirs.tensors, copies, done)
+                save_torch(file, STEM, theirs.tensors, copies, counting(theirs.tensors, progress))
 
 
 def params_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Source: huggingface/safetensors, README (format); transformers for the names of 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bestiary.errors import BestiaryError
@@ -16,11 +16,10 @@ from bestiary_plugins.loaders.safetensors import DTYPES, LARGEST_HEADER
 if TYPE_CHECKING:
     from bestiary.folders import NewFolder
     from bestiary.tensor import Tensor
+    from bestiary_plugins.loaders.written_bytes import Done
 
 SPELLED = {encoding.name: dtype for dtype, encoding in DTYPES.items()}
 ALIGNMENT = 8
-Done = Callable[[int, str], None]
-"""What is told after each piece: its bytes and its tensor's name."""
 
 
 def check_plain(tensors: Mapping[str, Tensor], what: str) -> None:

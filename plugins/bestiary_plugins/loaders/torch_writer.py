@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from math import prod
 from typing import IO, TYPE_CHECKING
@@ -19,6 +19,7 @@ from bestiary_plugins.loaders.zip_archive import ALL16, ALL32, CENTRAL, END, END
 
 if TYPE_CHECKING:
     from bestiary.tensor import Tensor
+    from bestiary_plugins.loaders.written_bytes import Done
 
 STORAGES = {encoding.name: kind for kind, encoding in ENCODINGS.items()}
 ALIGNMENT = 64
@@ -71,7 +72,7 @@ class Archive:
 
 
 def save_torch(file: IO[bytes], folder: str, tensors: Mapping[str, Tensor], copies: Mapping[str, str],
-               done: Callable[[int, str], None]) -> None:
+               done: Done) -> None:
     """Writes the tensors, of plain encodings. folder: what the archive calls itself. copies: further names -> of the
     tensor that they are, which is written once. done: told the bytes of each piece and its tensor's name."""
     archive = Archive(file)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 PATH = "_name_or_path"
 """Where a config says where the model came from."""
 
+
 def family_of(checkpoint: Checkpoint, host: Host) -> Architecture:
     """The one that the checkpoint's GGUF named, else the one that claims it."""
     named = checkpoint.metadata.get("general.architecture")
