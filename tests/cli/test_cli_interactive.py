@@ -43,7 +43,7 @@ def test_turns_are_taken_at_a_reverse_prompt(terminal: Callable[..., Any]) -> No
     child.expect("Once upon a time")
     child.expect("girl named Lily ")  # the model fell silent, the prefix is shown, the user may type
     child.sendline("and Tom")
-    child.expect("Lily")
+    child.expect("Lily ")  # the prefix is the prompt of readline: an end of input sent before it would be lost
     child.sendeof()
     child.expect("prefill")
     child.expect(pexpect.EOF)
