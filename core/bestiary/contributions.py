@@ -44,7 +44,7 @@ KINDS: Mapping[str, Kind] = {
         "filed_as": str, "namings": Mapping, "ignorable": (tuple, list), "keys": (tuple, list),
         "pre_tokenizers": Mapping, "rank_lists": (tuple, list), "vocabularies": (tuple, list), "templates": Mapping,
         "prompts": Mapping}),
-    "loaders": Kind("loader", Loader),
+    "loaders": Kind("loader", Loader, {"encodings": (tuple, list)}),
     "writers": Kind("writer", Writer, {"suffix": str, "stem": str, "rank": int, "marks": (tuple, list)}),
     "quantizers": Kind("quantizer", Quantizer, {
         "encoding": Encoding, "aliases": (tuple, list), "keeps": (tuple, list), "retired": Mapping}),
@@ -97,22 +97,31 @@ def _item(kind: str, given: Any, origin: Origin) -> Provided[Any]:
     return Provided(name, item, origin, tuple(item.aliases) if kind == "quantizers" else ())
 
 
+def _unreadable(who: str, encodings: tuple[Any, ...]) -> Iterator[tuple[str, object, str]]:
+    for encoding in encodings:
+        if not isinstance(encoding, Encoding):
+            yield "encodings", encoding, "encoding"
+            continue
+        sizes = (encoding.block_size, *encoding.block_bytes) if isinstance(encoding.block_bytes, tuple) else (None,)
+        if not (_word(encoding.name) and len(sizes) > 1 and all(isinstance(n, int) and n > 0 for n in sizes)):
+            yield "encodings", encoding, "encoding with a name and whole sizes"
+            continue
+        try:
+            check_encoding(encoding)
+        except BestiaryError as error:
+            raise Refused(f"{who}: its encoding cannot be read: {error}") from None
+
+
 def _faults(kind: str, item: Any) -> Iterator[tuple[str, object, str]]:
     """What an item's containers hold and should not: (attribute, value, what it is not)."""
+    if kind in ("quantizers", "loaders"):
+        yield from _unreadable(f"{kind[:-1]} {item.name}",
+                               (item.encoding,) if kind == "quantizers" else item.encodings)
     if kind == "quantizers":
-        encoding = item.encoding
         yield from (("aliases", alias, "word") for alias in item.aliases if not _word(alias))
         yield from (("retired", words, "pair of texts") for words in item.retired.items() if not _texts(words))
         yield from (("keeps", pair, "pair of a pattern and a quantizer") for pair in item.keeps
                     if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and _texts(pair) and _pattern(pair[0])))
-        sizes = (encoding.block_size, *encoding.block_bytes) if isinstance(encoding.block_bytes, tuple) else (None,)
-        if not (_word(encoding.name) and len(sizes) > 1 and all(isinstance(n, int) and n > 0 for n in sizes)):
-            yield "encodings", encoding, "encoding with a name and whole sizes"
-            return
-        try:
-            check_encoding(encoding)
-        except BestiaryError as error:
-            raise Refused(f"quantizer {item.name}: its encoding cannot be read: {error}") from None
     if kind == "architectures":
         for name, rules in item.namings.items():
             if not (isinstance(name, str) and isinstance(rules, (tuple, list)) and all(map(_rule, rules))):

@@ -133,16 +133,16 @@ class Host:
 
     @property
     def encodings(self) -> Registry[Encoding]:
-        """The plain numbers, and what each quantizer writes. Several quantizers may write one encoding."""
+        """The plain numbers, what each quantizer writes, and what only loaders know. Several may know one encoding."""
         with self._lock:
-            quantizers = self._provided("quantizers")
+            known = [(entry.origin, encoding) for kind in ("quantizers", "loaders") for entry in self._provided(kind)
+                     for encoding in ((entry.item.encoding,) if kind == "quantizers" else entry.item.encodings)]
             if "encodings" not in self._registries:
                 own = Origin("core", OWN, "", "bestiary.encoding")
                 provided = [Provided(name, encoding, own) for name, encoding in PLAIN.items()]
-                for entry in quantizers:
-                    encoding = entry.item.encoding
-                    if not any(same(known.item, encoding) for known in provided):
-                        provided.append(Provided(encoding.name, encoding, entry.origin))
+                for origin, encoding in known:
+                    if not any(same(one.item, encoding) for one in provided):
+                        provided.append(Provided(encoding.name, encoding, origin))
                 self._keep("encodings", Registry("encoding", provided, self.settings.prefer))
             return self._registries["encodings"]
 

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bestiary.backend import Progress
     from bestiary.checkpoint import Checkpoint
+    from bestiary.encoding import Encoding
     from bestiary.host import Host
 
 
 class Loader(ABC):
-    """A checkpoint format in."""
+    """A checkpoint format in. encodings: what its files may hold and no quantizer writes."""
 
     name: str
+    encodings: tuple[Encoding, ...] = ()
 
     @abstractmethod
     def recognise(self, path: Path) -> int:
@@ -25,7 +27,6 @@ class Loader(ABC):
     @abstractmethod
     def open(self, path: Path, host: Host) -> Checkpoint:
         """The checkpoint, its tensors unread. Raises BestiaryError for what is damaged or not understood."""
-
 
     def outline(self, path: Path, host: Host) -> Checkpoint | None:
         """As `open` where the weights may not be there yet: config and tokenizer, and tensors of the class Absent where

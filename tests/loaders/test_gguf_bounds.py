@@ -12,7 +12,7 @@ import pytest
 
 from bestiary.errors import BestiaryError
 from bestiary.files import DataFile
-from bestiary_plugins.loaders.gguf_cursor import MOST_STRINGS, Cursor
+from bestiary_plugins.loaders.cursor import MOST_STRINGS, Cursor
 from bestiary_plugins.loaders.gguf_metadata import Metadata, Value
 from bestiary_plugins.loaders.gguf_vocabulary import read_material
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from bestiary.errors import BestiaryError
 from bestiary.files import DataFile
-from bestiary_plugins.loaders.gguf_cursor import Cursor
+from bestiary_plugins.loaders.cursor import Cursor
 from bestiary_plugins.loaders.gguf_metadata import Metadata, Value
 from bestiary_plugins.loaders.gguf_types import (
     ARRAY,
