@@ -76,12 +76,28 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """What a file says of itself only to who knows its kind, in words for people.
+
+    program: what wrote it. era: when such files were written. container: the format and its version. assumed: keys of
+    the config that the file does not say, with what was taken. lacks: what else is missing, each in few words.
+    """
+
+    program: str
+    era: str = ""
+    container: str = ""
+    assumed: Mapping[str, Any] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A model on disk, or a view of one.
 
     config: Hugging Face's key names. naming: whose tensor names and row orders these are ("huggingface", "meta",
     CANONICAL ...), a key of Architecture.namings. metadata: further facts a writer may keep (name, author, licence).
-    source: how to get it again; it is what pickles. adapter: see Adapter; None for a model.
+    source: how to get it again; it is what pickles. adapter: see Adapter; None for a model. provenance: of a file whose
+    kind says more than its words do.
     """
 
     path: Path
@@ -92,6 +108,7 @@ class Checkpoint:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     source: tuple[Callable[..., Checkpoint], tuple[Any, ...]] | None = None
     adapter: Adapter | None = None
+    provenance: Provenance | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Checkpoint], tuple[Any, ...]]:
         if self.source is None:
