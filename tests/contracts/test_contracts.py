@@ -53,27 +53,31 @@ CONFIGS: dict[str, tuple[dict[str, Any], ...]] = {
 """What to change in a family's example, to go other ways through it."""
 
 
-@pytest.fixture(params=HOST.architectures.values(), ids=HOST.architectures.names)
+def by_name(item: Any) -> str:
+    return str(item.name)
+
+
+@pytest.fixture(params=HOST.architectures.values(), ids=by_name)
 def architecture(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-@pytest.fixture(params=HOST.loaders.values(), ids=HOST.loaders.names)
+@pytest.fixture(params=HOST.loaders.values(), ids=by_name)
 def loader(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-@pytest.fixture(params=HOST.writers.values(), ids=HOST.writers.names)
+@pytest.fixture(params=HOST.writers.values(), ids=by_name)
 def writer(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-@pytest.fixture(params=HOST.quantizers.values(), ids=HOST.quantizers.names)
+@pytest.fixture(params=HOST.quantizers.values(), ids=by_name)
 def quantizer(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-@pytest.fixture(params=HOST.backends.values(), ids=HOST.backends.names)
+@pytest.fixture(params=HOST.backends.values(), ids=by_name)
 def backend(request: pytest.FixtureRequest) -> Any:
     return request.param
 
