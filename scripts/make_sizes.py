@@ -108,9 +108,9 @@ Without the index the plan is that of the config, in which the two are one: 6.92
 {{guides}}
 
 Those guides seem to be of spring 2023, when a block of 32 weights of q4_0 took 20 bytes, its scale 4 of them, in every
-matrix: 5 bits a weight. Ours takes 18, and 34 in the output matrix, which is q8_0. *a file of 2023* is the size of one of that
-kind by the same plan. The files of BLOOM's family held the embedding twice, once as the output matrix. The two figures
-of one decimal are taken for GiB (2^30 bytes), which many programs that list files call G.
+matrix: 5 bits a weight. Ours takes 18, and 34 in the output matrix, which is q8_0. *a file of 2023* is the size of one
+of that kind by the same plan. The files of BLOOM's family held the embedding twice, once as the output matrix. The two
+figures of one decimal are taken for GiB (2^30 bytes), which many programs that list files call G.
 """
 
 
