@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from bestiary.architecture import COMMON_KEYS, Architecture
 from bestiary.backend import Progress
 from bestiary.canonical import to_canonical
 from bestiary.checkpoint import CANONICAL, Checkpoint, check_model, extended
+from bestiary.config import whole
 from bestiary.convert import convert, recipe_for, types
 from bestiary.encoding import BF16, F16, PLAIN
 from bestiary.errors import BestiaryError, short
@@ -82,7 +83,7 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
             raise BestiaryError(f"{tokenizer} has no tokenizer")
     said = checkpoint.config
     if config:
-        checkpoint = checkpoint.having(config={**said, **config})
+        checkpoint = overridden(checkpoint, config)
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
     converted = merging or checkpoint.naming == CANONICAL
     with host.calling(family, f"read {source}"):
@@ -120,6 +121,15 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     return Saved(target, size_on_disk(target), types(checkpoint), time.perf_counter() - started)
 
 
+def overridden(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint with values of its config replaced; of the ids that begin and end a text, its tokenizer's too."""
+    ids = {role: config[key] for role in ("bos", "eos") if (key := f"{role}_token_id") in config}
+    for role, value in ids.items():
+        if value is not None:
+            whole(config, f"{role}_token_id", low=0)
+    return checkpoint.having(config={**checkpoint.config, **config}, tokenizer=replace(checkpoint.tokenizer, **ids))
+
+
 def check_taken(wanted: Mapping[str, Any], given: Mapping[str, Any], normal: Mapping[str, Any],
                 family: Architecture) -> None:
     """Raises BestiaryError where a value in place of the checkpoint's own changes nothing: a key that neither the
@@ -137,8 +147,7 @@ def say_assumed(checkpoint: Checkpoint, chosen: Collection[str]) -> None:
     assumed = checkpoint.provenance.assumed if checkpoint.provenance else {}
     taken = [f"{key} = {short(value)}" for key, value in assumed.items() if key not in chosen]
     if taken:
-        log.warning("%s does not say it, so this is taken: %s; --config KEY=VALUE sets another", checkpoint.path,
-                    ", ".join(taken))
+        log.warning("not in %s, and taken: %s; --config KEY=VALUE sets another", checkpoint.path, ", ".join(taken))
 
 
 def merged_for(type: str | None, source: Checkpoint, base: str | os.PathLike[str] | None,
