@@ -28,6 +28,8 @@ from bestiary.recode import Rounding
 from bestiary.renewal import renewed
 
 log = logging.getLogger("bestiary")
+IDS = {"bos_token_id": "bos", "eos_token_id": "eos"}
+"""Keys of a config that are the tokenizer's."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,9 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
 
 def overridden(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
     """The checkpoint with values of its config replaced; of the ids that begin and end a text, its tokenizer's too."""
-    ids = {role: config[key] for role in ("bos", "eos") if (key := f"{role}_token_id") in config}
-    for role, value in ids.items():
-        if value is not None:
-            whole(config, f"{role}_token_id", low=0)
+    ids = {role: config[key] for key, role in IDS.items() if key in config}
+    for key in IDS.keys() & config.keys():
+        whole(config, key, low=0)
     return checkpoint.having(config={**checkpoint.config, **config}, tokenizer=replace(checkpoint.tokenizer, **ids))
 
 
@@ -134,7 +135,7 @@ def check_taken(wanted: Mapping[str, Any], given: Mapping[str, Any], normal: Map
                 family: Architecture) -> None:
     """Raises BestiaryError where a value in place of the checkpoint's own changes nothing: a key that neither the
     checkpoint nor its family knows, or what follows from something else."""
-    known = {*given, *(key.config for key in (*COMMON_KEYS, *family.keys))}
+    known = {*given, *IDS, *(key.config for key in (*COMMON_KEYS, *family.keys))}
     for key, value in wanted.items():
         if key not in known:
             raise BestiaryError(f"{short(key)} is no key of this config; known: {', '.join(sorted(known))}")
