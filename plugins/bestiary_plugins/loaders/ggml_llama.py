@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bestiary.checkpoint import Checkpoint, Provenance, TokenizerMaterial
-from bestiary.errors import BestiaryError, short
+from bestiary.errors import BestiaryError
 from bestiary.files import DataFile
 from bestiary.loader import Loader
 from bestiary.tensor import Tensor
@@ -140,12 +140,12 @@ def check_same(first: Part, other: Part) -> None:
         what = "vocabularies" if first.head.kind == other.head.kind else "kinds of file"
         raise BestiaryError(f"{two} and {one} are of different {what}; they do not belong together")
     if different := sorted(first.tensors.keys() ^ other.tensors.keys()):
-        raise BestiaryError(f"{two}: only one of it and {one} holds tensor {short(different[0])}; they do not belong "
+        raise BestiaryError(f"{two}: only one of it and {one} holds tensor {different[0]}; they do not belong "
                             "together")
     for name, tensor in first.tensors.items():
         its = other.tensors[name]
         if (tensor.shape, first.codes[name]) != (its.shape, other.codes[name]):
-            raise BestiaryError(f"{two}: tensor {short(name)} has shape {list(its.shape)} and type "
+            raise BestiaryError(f"{two}: tensor {name} has shape {list(its.shape)} and type "
                                 f"{other.codes[name]}; in {one} it has {list(tensor.shape)} and {first.codes[name]}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bestiary.encoding import F16, F32, Encoding
-from bestiary.errors import BestiaryError, short
+from bestiary.errors import BestiaryError
 from bestiary.files import DataFile, FileTensor
 from bestiary.table_tokenizer import MAX_PIECES
 from bestiary.tensor import Tensor
@@ -115,7 +115,7 @@ def read_head(file: DataFile) -> Head | None:
     start = read_start(file)
     if start is None or (start.container, start.version) not in TYPES or file.size - start.offset < 28:
         return None
-    return Head(start, *struct.unpack("<7i", file.read(start.offset, 28)), start.offset + 28)
+    return Head._make((start, *struct.unpack("<7i", file.read(start.offset, 28)), start.offset + 28))
 
 
 def wrong_sizes(head: Head) -> str | None:
@@ -170,10 +170,10 @@ def encoding_of(entry: Entry, head: Head, path: Path) -> Encoding:
     types = TYPES[head.kind]
     encoding = Q8_0_V1 if (head.ftype, entry.code) == EARLY_Q8_0 and head.kind == ("ggjt", 1) else types.get(entry.code)
     if encoding is None:
-        raise BestiaryError(f"{path}: tensor {short(entry.name)} is of type {entry.code}; known in {spelled(head)}: "
+        raise BestiaryError(f"{path}: tensor {entry.name} is of type {entry.code}; known in {spelled(head)}: "
                             + ", ".join(f"{code} ({one.name})" for code, one in types.items()))
     if encoding in K_QUANTS and not encoding.fits(entry.shape[-1]):
-        raise BestiaryError(f"{path}: tensor {short(entry.name)} is {encoding.name}, with rows of {entry.shape[-1]} "
+        raise BestiaryError(f"{path}: tensor {entry.name} is {encoding.name}, with rows of {entry.shape[-1]} "
                             f"weights; {SMALL_SUPER_BLOCKS}")
     return encoding
 
