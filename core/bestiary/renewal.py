@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from bestiary.checkpoint import Checkpoint
@@ -34,7 +34,7 @@ def renewed(checkpoint: Checkpoint, writer: Writer, host: Host, rounding: Roundi
     if not replaced:
         return checkpoint
     guards: dict[str, calling] = {}
-    tensors, kinds = dict(checkpoint.tensors), Counter[str]()
+    tensors = dict(checkpoint.tensors)
     for name, quantizer in replaced.items():
         tensor = tensors[name]
         how = recoding(tensor.encoding, quantizer.encoding, tensor.columns)
@@ -43,9 +43,8 @@ def renewed(checkpoint: Checkpoint, writer: Writer, host: Host, rounding: Roundi
         else:
             guard = guards.setdefault(quantizer.name, host.calling(quantizer, "quantize"))
             tensors[name] = Quantized(tensor, quantizer, name, guard)
-        kinds[in_words(tensor.encoding, quantizer, how is not None)] += 1
-    for kind, count in kinds.items():
-        log.warning("%d tensor%s of %s", count, "s" * (count > 1), kind)
+    for line in in_words(checkpoint, replaced):
+        log.warning("%s", line)
     again: Callable[[Checkpoint], Checkpoint] = partial(_again, writer, host)
     return checkpoint.having(tensors=tensors, source=(again, (checkpoint,)))
 
@@ -54,10 +53,16 @@ def _again(writer: Writer, host: Host, checkpoint: Checkpoint) -> Checkpoint:
     return renewed(checkpoint, writer, host, Rounding())
 
 
-def in_words(encoding: Encoding, quantizer: Quantizer, exact: bool) -> str:
-    """What becomes of the encoding."""
-    return f"{encoding.name} become {quantizer.name}, " + (
-        "code by code" if exact else "by value: no type of the output has room for its codes and scales")
+def in_words(checkpoint: Checkpoint, replaced: Mapping[str, Quantizer]) -> list[str]:
+    """What becomes of each encoding that is replaced, a line each."""
+    kinds = Counter[tuple[str, str, bool]]()
+    for name, quantizer in replaced.items():
+        tensor = checkpoint.tensors[name]
+        held = recoding(tensor.encoding, quantizer.encoding, tensor.columns) is not None
+        kinds[tensor.encoding.name, quantizer.name, held] += 1
+    return [f"{count} tensor{'s' * (count > 1)} of {old} become{'s' * (count == 1)} {new}, " + (
+        "code by code" if held else "by value: no type of the output has room for its codes and scales")
+        for (old, new, held), count in kinds.items()]
 
 
 def successors(checkpoint: Checkpoint, writer: Writer, host: Host) -> dict[str, Quantizer]:
