@@ -52,8 +52,9 @@ class Writer(ABC):
         `path` before it is complete."""
 
     def holds(self, encoding: Encoding) -> bool:
-        """Whether its files have a type of their own for the encoding, which other programs know too. What they have
-        none for, and no quantizer writes, `convert` puts into a type that they have. Here: they have all."""
+        """Whether its files have a type of their own for the encoding, which other programs know too. Weights that are
+        in another one, which no quantizer writes any more, `convert` puts into a type that they have. Here: yes;
+        `save` refuses what it cannot write."""
         return True
 
     def size(self, checkpoint: Checkpoint, host: Host) -> int:
