@@ -72,18 +72,18 @@ def successors(checkpoint: Checkpoint, writer: Writer, host: Host) -> dict[str, 
     alive = [quantizer.encoding for quantizer in written]
     old = [encoding for entry in host.loaders.entries() for encoding in entry.item.encodings
            if encoding not in alive]
+    replaced = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor.encoding in old}
+    if not replaced:
+        return {}
     with host.calling(writer, "say which encodings it holds"):
         candidates = [quantizer for quantizer in written if writer.holds(quantizer.encoding)]
-        old = [encoding for encoding in old if not writer.holds(encoding)]
-    found: dict[str, Quantizer] = {}
+        replaced = {name: tensor for name, tensor in replaced.items() if not writer.holds(tensor.encoding)}
     chosen: dict[tuple[str, int], Quantizer] = {}
-    for name, tensor in checkpoint.tensors.items():
-        if tensor.encoding in old:
-            kind = tensor.encoding.name, tensor.columns
-            if kind not in chosen:
-                chosen[kind] = successor(tensor, name, candidates)
-            found[name] = chosen[kind]
-    return found
+    for name, tensor in replaced.items():
+        kind = tensor.encoding.name, tensor.columns
+        if kind not in chosen:
+            chosen[kind] = successor(tensor, name, candidates)
+    return {name: chosen[tensor.encoding.name, tensor.columns] for name, tensor in replaced.items()}
 
 
 def successor(tensor: Tensor, name: str, quantizers: list[Quantizer]) -> Quantizer:

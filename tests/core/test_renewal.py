@@ -162,6 +162,13 @@ class Elsewhere(GgufWriter):
         return False
 
 
+class Faulty(GgufWriter):
+    """Cannot say what it holds."""
+
+    def holds(self, encoding: Encoding) -> bool:
+        raise BestiaryError("it is asked")
+
+
 def canonical_of(encoding: Encoding, shape: tuple[int, int] = (4, 64)) -> Checkpoint:
     return Checkpoint(Path("x"), {}, {"x.weight": old_rows(encoding, shape)}, CANONICAL)
 
@@ -183,6 +190,12 @@ def test_an_encoding_that_a_quantizer_writes_or_only_its_file_knows_stays(spring
     assert chosen(spring, GgufWriter(), canonical_of(foreign)) == {}
     assert chosen(spring, Elsewhere(), canonical_of(ENCODINGS["q4_0"])) == {}
     assert chosen(spring, GgufWriter(), canonical_of(ENCODINGS["q4_k"], (4, 256))) == {}
+
+
+def test_a_writer_is_asked_only_where_something_is_old(spring: Host) -> None:
+    assert chosen(spring, Faulty(), canonical_of(ENCODINGS["q4_0"])) == {}
+    with pytest.raises(BestiaryError, match="it is asked"):
+        chosen(spring, Faulty(), canonical_of(ENCODINGS["q4_0_v1"]))
 
 
 def test_rows_that_blocks_of_today_do_not_divide_become_plain(spring: Host) -> None:
