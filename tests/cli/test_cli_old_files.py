@@ -84,7 +84,16 @@ def test_what_a_file_does_not_say_is_set_by_options(cli: Cli, old: Path) -> None
     assert facts["config"]["max_position_embeddings"] == 512 and facts["tokenizer"]["eos"] == 5
 
 
+def test_the_command_of_the_script_that_did_this_before_does_it(cli: Cli, old: Path) -> None:
+    new = old.parent / "new.gguf"
+    words = ["--input", old, "--output", new, "--eps", "1e-5", "--context-length", "512", "--gqa", "1"]
+    assert cli("convert", *words).status == 0
+    assert "max_position_embeddings  512" in cli("inspect", new).out
+    assert "two checkpoints" in cli("convert", old, *words).err
+
+
 @pytest.mark.parametrize("words, said", [
+    (["-c", "0"], "context = 0; it must be 1 or more"),
     (["--config", "rope_theta"], "--config 'rope_theta': KEY=VALUE is wanted"),
     (["--config", "=3"], "--config '=3': KEY=VALUE is wanted"),
     (["--config", "a=1", "--config", "a=2"], "--config a is given twice"),

@@ -20,7 +20,9 @@ def convert(
         metavar="SRC", help="Checkpoint: a file or a folder; with --base a delta or an adapter.")] = None,
     out: Annotated[str | None, typer.Argument(
         metavar="[OUT]", help="Output file, or folder; by default in SRC's folder, named after its type.")] = None,
-    outfile: Annotated[str | None, typer.Option("--outfile", metavar="FILE", help="The same as OUT.")] = None,
+    outfile: Annotated[str | None, typer.Option("--outfile", "--output", metavar="FILE",
+                                                     help="The same as OUT.")] = None,
+    infile: Annotated[Path | None, typer.Option("--input", hidden=True)] = None,
     outtype: Annotated[str | None, typer.Option(
         "--outtype", metavar="TYPE",
         help="Type of the weights; by default f16, or the types SRC was converted to before.")] = None,
@@ -35,7 +37,8 @@ def convert(
     loader: options.Loader = None,
     architecture: options.Architecture = None,
     ctx: Annotated[int | None, typer.Option(
-        "-c", "--ctx", metavar="N", help="Context that the output says the model was made for.")] = None,
+        "-c", "--ctx", "--context-length", metavar="N",
+        help="Context that the output says the model was made for.")] = None,
     rms_eps: options.RmsEps = None,
     rope_base: options.RopeBase = None,
     rope_scale: options.RopeScale = None,
@@ -55,6 +58,10 @@ def convert(
     if out is not None and out.isdigit() and outtype is None and out in host.quantizers:
         out, outtype = None, out  # an old script's number of a type
     auto = outtype == "auto"
+    if infile is not None:
+        if source is not None:
+            raise BestiaryError(f"two checkpoints: {source} and --input {infile}")
+        source = infile
     if source is None and base is None:
         raise BestiaryError("no checkpoint is named: SRC, or --base with --lora")
     if base is not None and lora:  # the base is what is converted; a word beside it is the output

@@ -55,7 +55,7 @@ Requantize = Annotated[bool, typer.Option(
     "--allow-requantize", help="Quantize weights that are quantized already; this adds the errors of both.")]
 
 RmsEps = Annotated[float | None, typer.Option(
-    "--rms-norm-eps", "-eps", metavar="X", help="In place of what the checkpoint says.")]
+    "--rms-norm-eps", "-eps", "--eps", metavar="X", help="In place of what the checkpoint says.")]
 RopeBase = Annotated[float | None, typer.Option(
     "--rope-freq-base", metavar="X", help="In place of what the checkpoint says.")]
 RopeScale = Annotated[float | None, typer.Option(
