@@ -450,6 +450,11 @@ def test_numbers_that_no_model_has_are_refused_by_name(path: Path, host: Host) -
     assert "claims" in refusal(path, old_file().having(n_vocab=1 << 20), host)
 
 
+def test_scores_that_are_no_numbers_are_refused(path: Path, host: Host) -> None:
+    file = old_file(scores=[*SCORES[:-1], float("nan")])
+    assert f"the score of piece {len(PIECES) - 1} is nan" in refusal(path, file, host)
+
+
 def test_a_version_that_never_was_is_refused(path: Path, host: Host) -> None:
     assert "ggjt file of version 4; of LLaMA, versions 1, 2, 3 are read" in refusal(
         path, replace(old_file(), version=4), host)
