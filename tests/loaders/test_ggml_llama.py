@@ -22,7 +22,7 @@ from bestiary.saving import save_as
 from bestiary.tensor import BlockTensor
 from bestiary_plugins.encodings import ENCODINGS, Q4_0_V1, Q4_1_V1
 from bestiary_plugins.loaders.ggml_llama import GgmlLlama
-from bestiary_plugins.loaders.planar_rows import Planar, in_planes
+from bestiary_plugins.loaders.planar_rows import PlanarRows, is_planar
 from tests.loaders import ggml_llama_writer as writer
 from tests.loaders.ggml_llama_writer import BLOCKS, PIECES, SCORES, OldFile, old_file, parts_of
 
@@ -180,11 +180,11 @@ def test_either_order_is_read_as_the_same_weights(seed: int, code: int, blocks: 
     order = ("d", "q") if code == 2 else ("m", "d", "q")
     planes = np.stack([np.frombuffer(b"".join(row[name].tobytes() for name in order), np.uint8) for row in split])
     as_blocks, as_planes = (BlockTensor(data, (24, 32 * blocks), encoding) for data in (rows, planes))
-    np.testing.assert_array_equal(Planar(as_planes).decode(), as_blocks.decode())
-    np.testing.assert_array_equal(Planar(as_planes).decode(5, 9), as_blocks.decode(5, 9))
+    np.testing.assert_array_equal(PlanarRows(as_planes).decode(), as_blocks.decode())
+    np.testing.assert_array_equal(PlanarRows(as_planes).decode(5, 9), as_blocks.decode(5, 9))
     if blocks > 1 or code == 3:
-        assert in_planes([as_planes])
-        assert not in_planes([as_blocks])
+        assert is_planar([as_planes])
+        assert not is_planar([as_blocks])
 
 
 def test_later_containers_have_blocks_whatever_their_numbers_look_like(path: Path, host: Host) -> None:
@@ -448,6 +448,11 @@ def test_numbers_that_no_model_has_are_refused_by_name(path: Path, host: Host) -
     assert "n_head = 0 in the header; it must be 1 to 65536" in refusal(path, old_file().having(n_head=0), host)
     assert "n_layer = -1 in the header" in refusal(path, old_file().having(n_layer=-1), host)
     assert "claims" in refusal(path, old_file().having(n_vocab=1 << 20), host)
+
+
+def test_scores_that_are_no_numbers_are_refused(path: Path, host: Host) -> None:
+    file = old_file(scores=[*SCORES[:-1], float("nan")])
+    assert f"the score of piece {len(PIECES) - 1} is nan" in refusal(path, file, host)
 
 
 def test_a_version_that_never_was_is_refused(path: Path, host: Host) -> None:

@@ -37,7 +37,7 @@ from bestiary_plugins.encodings import (
 from bestiary_plugins.loaders.cursor import Cursor
 from bestiary_plugins.loaders.ggml_container import Entry, Start, read_entries, read_entry, read_start, read_vocabulary
 from bestiary_plugins.loaders.ggml_llama_vocabulary import LLAMA
-from bestiary_plugins.loaders.planar_rows import PLANES, Planar, in_planes
+from bestiary_plugins.loaders.planar_rows import PLANES, PlanarRows, is_planar
 
 FIRST = {0: F32, 1: F16, 2: Q4_0_V1, 3: Q4_1_V1}
 THIRD = {0: F32, 1: F16, 2: Q4_0, 3: Q4_1, 6: Q5_0, 7: Q5_1, 8: Q8_0}
@@ -162,7 +162,7 @@ def open_part(path: Path) -> Part:
     except BestiaryError as error:
         raise BestiaryError(f"{error}{small_super_blocks(tensors)}") from None
     found = planar_names(head, tensors)
-    tensors = {name: Planar(tensor) if name in found else tensor for name, tensor in tensors.items()}
+    tensors = {name: PlanarRows(tensor) if name in found else tensor for name, tensor in tensors.items()}
     return Part(file, head, words, tensors, codes, bool(found))
 
 
@@ -190,7 +190,7 @@ def planar_names(head: Head, tensors: Mapping[str, Tensor]) -> set[str]:
     if head.start.container == "ggml":
         for encoding in PLANES:
             alike = {name: tensor for name, tensor in tensors.items() if tensor.encoding.name == encoding}
-            if in_planes(list(alike.values())):
+            if is_planar(alike.values()):
                 names |= alike.keys()
     return names
 

@@ -7,7 +7,7 @@ scale first, a row has as many bytes, and no file says which it has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -27,7 +27,7 @@ STEPS = 15.01
 """A minimum is at most 15 scales below 0, and a rounding."""
 
 
-class Planar(Tensor):
+class PlanarRows(Tensor):
     """A tensor whose rows are planes, as rows of blocks of its encoding: re-blocked as it is read."""
 
     def __init__(self, base: Tensor) -> None:
@@ -47,16 +47,17 @@ def blocks_of(rows: Rows, tensor: Tensor) -> Rows:
     return np.concatenate([planes[i] for i in order], axis=2).reshape(rows.shape)
 
 
-def in_planes(tensors: Sequence[Tensor]) -> bool:
+def is_planar(tensors: Iterable[Tensor]) -> bool:
     """Whether the rows of these tensors, all of one encoding in PLANES, are planes. Reads a few rows of some of them,
-    and counts in how many blocks the scale and the minimum could be some, under both readings."""
-    likely = [0, 0]
-    for tensor in spread(tensors, SAMPLED_TENSORS):
+    and counts in how many blocks the scale and the minimum could be some, under both readings. Where both are as good,
+    as in rows of zeros, Q4_1 is taken for planes, which are the usual, and Q4_0 for blocks."""
+    votes = 0
+    some = spread(list(tensors), SAMPLED_TENSORS)
+    for tensor in some:
         for row in spread(range(tensor.rows), SAMPLED_ROWS):
             read = tensor.read(row, row + 1)
-            for i, blocks in enumerate((read, blocks_of(read, tensor))):
-                likely[i] += likely_blocks(blocks, tensor)
-    return likely[1] > likely[0]
+            votes += likely_blocks(blocks_of(read, tensor), tensor) - likely_blocks(read, tensor)
+    return votes > 0 or votes == 0 and bool(some) and some[0].encoding.name == Q4_1_V1.name
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
