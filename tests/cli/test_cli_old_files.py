@@ -39,7 +39,7 @@ def test_inspect_says_in_words_what_an_old_file_is_and_the_command_it_gives_conv
     assert done.status == 0 and old.with_suffix(".gguf").is_file()
     assert done.err.splitlines() == [
         f"bestiary: not in {old}, and taken: max_position_embeddings = 2048, rms_norm_eps = 1e-06, "
-        "rope_theta = 10000.0, bos_token_id = 1, eos_token_id = 2; --config KEY=VALUE sets another",
+        "rope_theta = 10000.0, bos_token_id = 1, eos_token_id = 2; `convert --config KEY=VALUE` sets another",
         "bestiary: 37 tensors of q4_0_v1 become q4_0, code by code",
         "bestiary: 8697 of 10368 scales and minimums were rounded, by at most 0.042 %"]
     again = cli("inspect", old.with_suffix(".gguf")).out

@@ -239,7 +239,7 @@ def test_what_the_file_does_not_say_is_said_in_a_line(spring: Host, old: Path, t
         save_as(old, tmp_path / "a.gguf", None, spring)
     (line,) = [line for line in lines(caplog) if "not in" in line]
     assert line == (f"not in {made(ENCODINGS['q4_0_v1']).path}, and taken: rms_norm_eps = 1e-06, rope_theta = 10000.0, "
-                    "bos_token_id = 1, max_position_embeddings = 2048; --config KEY=VALUE sets another")
+                    "bos_token_id = 1, max_position_embeddings = 2048; `convert --config KEY=VALUE` sets another")
     caplog.clear()
     with caplog.at_level(logging.WARNING, "bestiary"):
         save_as(old, tmp_path / "b.gguf", None, spring, context=512,
