@@ -148,7 +148,8 @@ def say_assumed(checkpoint: Checkpoint, chosen: Collection[str]) -> None:
     assumed = checkpoint.provenance.assumed if checkpoint.provenance else {}
     taken = [f"{key} = {short(value)}" for key, value in assumed.items() if key not in chosen]
     if taken:
-        log.warning("not in %s, and taken: %s; `convert --config KEY=VALUE` sets another", checkpoint.path, ", ".join(taken))
+        log.warning("not in %s, and taken: %s; `convert --config KEY=VALUE` sets another", checkpoint.path,
+                    ", ".join(taken))
 
 
 def merged_for(type: str | None, source: Checkpoint, base: str | os.PathLike[str] | None,
