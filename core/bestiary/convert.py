@@ -19,6 +19,7 @@ from bestiary.graph import Graph
 from bestiary.guard import calling
 from bestiary.host import Host
 from bestiary.quantizer import Quantizer
+from bestiary.recode import Recoded, Rounding, recoding
 from bestiary.tensor import Tensor, rows_of
 
 log = logging.getLogger("bestiary")
@@ -31,14 +32,16 @@ class Recipe:
     where it is the embedding.
 
     requantize: whether a quantized weight may be decoded and quantized again, which adds the errors of both. To decode
-    it to a plain type loses nothing, and needs no leave.
+    it to a plain type loses nothing, and needs no leave; so too where the type holds the codes that there are. keeps:
+    rules that come before the others, but for weights whose codes the type of the others holds: those gain nothing.
     """
 
     rules: tuple[tuple[str, str], ...]
     requantize: bool = False
+    keeps: tuple[tuple[str, str], ...] = ()
 
-    def choose(self, name: str) -> str:
-        for pattern, quantizer in self.rules:
+    def choose(self, name: str, kept: bool = True) -> str:
+        for pattern, quantizer in (*(self.keeps if kept else ()), *self.rules):
             if re.fullmatch(pattern, name):
                 return quantizer
         raise BestiaryError(f"the recipe says nothing about {name}")
@@ -47,7 +50,7 @@ class Recipe:
 def recipe_for(quantizer: Quantizer, pure: bool = False, requantize: bool = False) -> Recipe:
     """Everything in one type, but for what the quantizer better leaves at another (unless `pure`)."""
     kept = () if pure else tuple((re.escape(name), other) for name, other in quantizer.keeps)
-    return Recipe((*kept, (".*", quantizer.name)), requantize)
+    return Recipe(((".*", quantizer.name),), requantize, kept)
 
 
 class Quantized(Tensor):
@@ -77,7 +80,10 @@ def choices(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host) ->
     chosen: dict[str, Quantizer] = {}
     left: list[str] = []
     for name, tensor in checkpoint.tensors.items():
-        quantizer = host.quantizers[recipe.choose("output.weight" if name == output else name)]
+        called = "output.weight" if name == output else name
+        quantizer, plainly = (host.quantizers[recipe.choose(called, kept)] for kept in (True, False))
+        if quantizer is not plainly and recoding(tensor.encoding, plainly.encoding, tensor.columns):
+            quantizer = plainly
         if len(tensor.shape) < 2:
             quantizer = host.quantizers[F32.name]
         elif name in by_position and quantizer.encoding.quantized:  # few rows, of which each token sees one or all
@@ -89,9 +95,11 @@ def choices(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host) ->
     return chosen, left
 
 
-def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host) -> Checkpoint:
-    """A view of the canonical checkpoint in the types of the recipe. Raises BestiaryError where quantized weights would
-    be quantized again without leave."""
+def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host,
+            rounding: Rounding | None = None) -> Checkpoint:
+    """A view of the canonical checkpoint in the types of the recipe. Codes that a type has room for are kept. Raises
+    BestiaryError where quantized weights would be quantized again without leave."""
+    rounding = rounding or Rounding()
     guards: dict[str, calling] = {}
     tensors: dict[str, Tensor] = {}
     again: list[str] = []
@@ -100,6 +108,9 @@ def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host) ->
         quantizer = chosen[name]
         if tensor.encoding == quantizer.encoding:
             tensors[name] = tensor
+            continue
+        if (how := recoding(tensor.encoding, quantizer.encoding, tensor.columns)) is not None:
+            tensors[name] = Recoded(tensor, how, name, rounding)
             continue
         if tensor.encoding.quantized and quantizer.encoding.quantized:
             again.append(f"{name} from {tensor.encoding.name} to {quantizer.name}")

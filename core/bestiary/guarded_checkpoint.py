@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bestiary.checkpoint import Adapter, Checkpoint, TokenizerMaterial, Vocabulary
+from bestiary.checkpoint import Adapter, Checkpoint, Provenance, TokenizerMaterial, Vocabulary
 from bestiary.contributions import one_line, shown
 from bestiary.encoding import Encoding
 from bestiary.errors import BestiaryError, short
@@ -74,6 +74,12 @@ def _faults(checkpoint: Checkpoint) -> Iterator[str]:
     if adapter is not None and not (isinstance(adapter, Adapter) and isinstance(adapter.added, Mapping)
                                     and isinstance(adapter.base, str)):
         yield f"adapter is {shown(adapter)}, not an Adapter"
+    said = checkpoint.provenance
+    if said is not None and not (isinstance(said, Provenance) and isinstance(said.assumed, Mapping)
+                                 and isinstance(said.lacks, tuple)
+                                 and all(isinstance(text, str) for text in (
+                                     said.program, said.era, said.container, *said.assumed, *said.lacks))):
+        yield f"provenance is {shown(said)}, not a Provenance in words"
     for name, tensor in (*checkpoint.tensors.items(), *(adapter.added.items() if adapter else ())):
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             yield f"tensors have {shown(tensor)} for {short(name)}, not a name and a Tensor"

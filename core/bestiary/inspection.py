@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,11 @@ from bestiary.checkpoint import Adapter, Checkpoint
 from bestiary.convert import types
 from bestiary.errors import BestiaryError, short
 from bestiary.host import Host
+from bestiary.loader import Loader
 from bestiary.model import make_tokenizer
-from bestiary.saving import size_on_disk
+from bestiary.renewal import in_words, successors
+from bestiary.saving import choose_writer, size_on_disk
+from bestiary.tensor import Tensor
 
 
 def inspect(path: str | os.PathLike[str], host: Host, loader: str | None = None,
@@ -24,6 +31,7 @@ def inspect(path: str | os.PathLike[str], host: Host, loader: str | None = None,
     found = host.recognise(path, loader)
     checkpoint = host.open_as(found, path)
     problems: list[str] = []
+    canonical: Checkpoint | None = None
     family: Architecture | None = None
     config: Any = dict(checkpoint.config)
     tensors = checkpoint.tensors
@@ -37,12 +45,19 @@ def inspect(path: str | os.PathLike[str], host: Host, loader: str | None = None,
             config = dict(canonical.config)
         except BestiaryError as error:
             problems.append(str(error))
+    tokenizer = _tokenizer(checkpoint, family, config, problems, host)
+    command, becomes = None, list[str]()
+    if canonical is not None:
+        given = (("--loader", loader), ("--architecture", architecture), ("--tokenizer", None if tokenizer else "FILE"))
+        options = [word for name, value in given if value is not None for word in (name, value)]
+        command, becomes = conversion(canonical, path, found, options, host)
     counts = types(checkpoint)
     weights = sum(entry["weights"] for entry in counts.values())
     held = sum(entry["bytes"] for entry in counts.values())
     return {
         "path": str(path),
         "format": found.name,
+        "provenance": plain(vars(checkpoint.provenance)) if checkpoint.provenance else None,
         "bytes": size_on_disk(path),
         "architecture": family.name if family else None,
         "naming": checkpoint.naming,
@@ -52,12 +67,40 @@ def inspect(path: str | os.PathLike[str], host: Host, loader: str | None = None,
         "types": counts,
         "config": plain(config),
         "metadata": plain(dict(checkpoint.metadata)),
-        "tokenizer": _tokenizer(checkpoint, family, config, problems, host),
+        "tokenizer": tokenizer,
         "chat_template": checkpoint.tokenizer.chat_template is not None,
         "tensors": [{"name": name, "shape": list(tensor.shape), "type": tensor.encoding.name, "bytes": tensor.nbytes}
                     for name, tensor in tensors.items()],
+        "kinds": kinds(tensors),
         "problems": problems,
+        "runs": canonical is not None and not problems,
+        "convert": command,
+        "becomes": becomes,
     }
+
+
+def kinds(tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """Tensors that differ in their layer alone, together."""
+    counts = Counter((re.sub(r"[.][0-9]+(?=[.])", ".*", name), tensor.encoding.name, tensor.shape)
+                     for name, tensor in tensors.items())
+    return [{"name": name, "tensors": count, "type": kind, "shape": list(shape)}
+            for (name, kind, shape), count in counts.items()]
+
+
+def conversion(canonical: Checkpoint, path: Path, loader: Loader, options: Sequence[str],
+               host: Host) -> tuple[str | None, list[str]]:
+    """The command that makes a file of today's of the checkpoint, None where it is one; and what becomes of encodings
+    that are no more, in words."""
+    try:
+        writer = choose_writer(host, None, None)
+        replaced = successors(canonical, writer, host)
+    except BestiaryError:  # no plugin writes files, or none of its types will do
+        return None, []
+    if loader.name == writer.name and not replaced:
+        return None, []
+    out = path.with_name(f"{path.stem}{'-new' if path.suffix == writer.suffix else ''}{writer.suffix}")
+    words = ["bestiary", "convert", str(path), *([] if path.is_dir() else [str(out)]), *options]
+    return shlex.join(words), in_words(canonical, replaced)
 
 
 def _tokenizer(checkpoint: Checkpoint, family: Architecture | None, config: Any,

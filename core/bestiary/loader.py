@@ -51,6 +51,12 @@ class Writer(ABC):
         """Writes the canonical checkpoint, streaming: it reads each tensor once, in row ranges. Nothing stands under
         `path` before it is complete."""
 
+    def holds(self, encoding: Encoding) -> bool:
+        """Whether its files have a type of their own for the encoding, which other programs know too. Weights that are
+        in another one, which no quantizer writes any more, `convert` puts into a type that they have. Here: yes;
+        `save` refuses what it cannot write."""
+        return True
+
     def size(self, checkpoint: Checkpoint, host: Host) -> int:
         """Bytes that `save` will write, no tensor being read: here those of the weights alone."""
         return sum(tensor.nbytes for tensor in checkpoint.tensors.values())

@@ -5,26 +5,31 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bestiary.architecture import Architecture
+from bestiary.architecture import COMMON_KEYS, Architecture
 from bestiary.backend import Progress
 from bestiary.canonical import to_canonical
 from bestiary.checkpoint import CANONICAL, Checkpoint, check_model, extended
+from bestiary.config import whole
 from bestiary.convert import convert, recipe_for, types
 from bestiary.encoding import BF16, F16, PLAIN
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, short
 from bestiary.files import check_replaceable
 from bestiary.folders import check_folder
 from bestiary.host import Host
 from bestiary.loader import Writer
 from bestiary.merge import check_vocabulary, merged
 from bestiary.model import make_tokenizer
+from bestiary.recode import Rounding
+from bestiary.renewal import renewed
 
 log = logging.getLogger("bestiary")
+IDS = {"bos_token_id": "bos", "eos_token_id": "eos"}
+"""Keys of a config that are the tokenizer's."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +46,19 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
             format: str | None = None, loader: str | None = None, architecture: str | None = None,
             tokenizer: str | os.PathLike[str] | None = None, add: str | os.PathLike[str] | None = None,
             base: str | os.PathLike[str] | None = None, adapters: Sequence[str | os.PathLike[str]] = (),
-            context: int | None = None, pure: bool = False, auto: bool = False, requantize: bool = False,
-            force: bool = False, progress: Progress | None = None) -> Saved:
+            context: int | None = None, config: Mapping[str, Any] | None = None, pure: bool = False,
+            auto: bool = False, requantize: bool = False, force: bool = False,
+            progress: Progress | None = None) -> Saved:
     """Writes the checkpoint at `source` in another type and format, streaming.
 
     target: None names it after its type, beside the source. type: a quantizer's name; None keeps the types of a
-    file that was converted before, and of a quantized checkpoint, and gives f16 for any other, or with `auto` bf16
-    where most weights are bf16. format: a writer's name, by default the one of target's suffix, else the one of the
-    highest rank. tokenizer: a file or checkpoint to take it from. add: a checkpoint of further tensors. base,
-    adapters: what it is merged with on the way, see merge.merged. context: what the file says the model was made for.
-    pure, requantize: see convert.Recipe. Raises BestiaryError before any work where the target exists (without
-    `force`), cannot be written, or is a source.
+    file that was converted before, and of a quantized checkpoint (see renewal for those that are no more), and gives
+    f16 for any other, or with `auto` bf16 where most weights are bf16. format: a writer's name, by default the one of
+    target's suffix, else the one of the highest rank. tokenizer: a file or checkpoint to take it from. add: a
+    checkpoint of further tensors. base, adapters: what it is merged with on the way, see merge.merged. context: what
+    the file says the model was made for. config: values in place of the checkpoint's own. pure, requantize: see
+    convert.Recipe. Raises BestiaryError before any work where the target exists (without `force`), cannot be written,
+    or is a source, and for a key or value of `config` that changes nothing.
     """
     started = time.perf_counter()
     source = Path(source)
@@ -76,17 +83,25 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         checkpoint = checkpoint.having(tokenizer=host.open(Path(tokenizer)).tokenizer)
         if checkpoint.tokenizer.empty:
             raise BestiaryError(f"{tokenizer} has no tokenizer")
+    said = checkpoint.config
+    if config:
+        checkpoint = overridden(checkpoint, config)
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
     converted = merging or checkpoint.naming == CANONICAL
     with host.calling(family, f"read {source}"):
         checkpoint, graph = to_canonical(checkpoint, family)
+        check_taken(config or {}, said, checkpoint.config, family)
+    say_assumed(checkpoint, {*(config or ()), *(() if context is None else ("max_position_embeddings",))})
+    rounding = Rounding()
     if type is None and not converted:
         type = plain_type(checkpoint, auto)
+    if type is None:
+        checkpoint = renewed(checkpoint, writer, host, rounding)
     if target is None:
         target = default_target(source, writer, type or main_type(checkpoint))
         check_target(target, source, writer, force)
     if type is not None:
-        checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], pure, requantize), host)
+        checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], pure, requantize), host, rounding)
     if context is not None:
         checkpoint = checkpoint.having(config={**checkpoint.config, "max_position_embeddings": context})
     if checkpoint.tokenizer.empty:
@@ -103,7 +118,38 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     target = Path(target)
     with host.calling(writer, f"write {target}"):
         writer.save(checkpoint, target, host, force=force, progress=progress)
+    if rounding.numbers:
+        log.warning("%s", rounding)
     return Saved(target, size_on_disk(target), types(checkpoint), time.perf_counter() - started)
+
+
+def overridden(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint with values of its config replaced; of the ids that begin and end a text, its tokenizer's too."""
+    ids = {role: config[key] for key, role in IDS.items() if key in config}
+    for key in IDS.keys() & config.keys():
+        whole(config, key, low=0)
+    return checkpoint.having(config={**checkpoint.config, **config}, tokenizer=replace(checkpoint.tokenizer, **ids))
+
+
+def check_taken(wanted: Mapping[str, Any], given: Mapping[str, Any], normal: Mapping[str, Any],
+                family: Architecture) -> None:
+    """Raises BestiaryError where a value in place of the checkpoint's own changes nothing: a key that neither the
+    checkpoint nor its family knows, or what follows from something else."""
+    known = {*given, *IDS, *(key.config for key in (*COMMON_KEYS, *family.keys))}
+    for key, value in wanted.items():
+        if key not in known:
+            raise BestiaryError(f"{short(key)} is no key of this config; known: {', '.join(sorted(known))}")
+        if key in normal and not isinstance(value, Mapping) and normal[key] != value:
+            raise BestiaryError(f"{key} = {short(value)} is not taken: {short(normal[key])} follows from the rest")
+
+
+def say_assumed(checkpoint: Checkpoint, chosen: Collection[str]) -> None:
+    """One line on what the file does not say and nobody chose."""
+    assumed = checkpoint.provenance.assumed if checkpoint.provenance else {}
+    taken = [f"{key} = {short(value)}" for key, value in assumed.items() if key not in chosen]
+    if taken:
+        log.warning("not in %s, and taken: %s; `convert --config KEY=VALUE` sets another", checkpoint.path,
+                    ", ".join(taken))
 
 
 def merged_for(type: str | None, source: Checkpoint, base: str | os.PathLike[str] | None,

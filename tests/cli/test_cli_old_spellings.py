@@ -10,7 +10,7 @@ import pytest
 
 from bestiary import BestiaryError, load
 from bestiary.cli.not_here import WORDS
-from bestiary.cli.run import overrides
+from bestiary.cli.options import overrides
 
 from .conftest import Cli
 

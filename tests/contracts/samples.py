@@ -19,6 +19,7 @@ from bestiary.testing.tiny import Floats, Model, make_model
 from bestiary_plugins.architectures.llama import Llama
 from bestiary_plugins.loaders.gguf_writer import GgufWriter
 from tests.loaders.conftest import TorchFiles
+from tests.loaders.ggml_llama_writer import old_file
 
 Arrays = dict[str, Floats]
 
@@ -67,6 +68,12 @@ def llama2c(folder: Path) -> Path:
         data += b"".join(given[name].tobytes() for name in names)
     path = folder / "model.bin"
     path.write_bytes(struct.pack("<Ii7iB", 0x616B3432, 1, 16, 24, 2, 4, 2, 12, 32, False).ljust(256, b"\0") + data)
+    return path
+
+
+def ggml_llama(folder: Path) -> Path:
+    path = folder / "ggml-model-q4_0.bin"
+    path.write_bytes(old_file("ggjt", 1, 2).data())
     return path
 
 
@@ -123,10 +130,11 @@ def peft(folder: Path) -> Path:
 
 SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "gguf": gguf, "huggingface": huggingface, "meta": meta, "peft": peft, "llama2.c": llama2c,
+    "ggml-llama": ggml_llama,
     "sentencepiece": sentencepiece, "tiktoken": tiktoken, "tokenizer.json": tokenizer_json,
     "llama2c-tokenizer": llama2c_tokenizer}
 """By the loader's name: a new loader needs a line here."""
 
-HEADERS = {"gguf": 2048, "llama2.c": 256}
+HEADERS = {"gguf": 2048, "llama2.c": 256, "ggml-llama": 2560}
 """Bytes that tell how to read the rest, where they are not the usual ones."""
 

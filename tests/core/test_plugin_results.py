@@ -31,6 +31,7 @@ from tests.core.test_plugin_faults import giving, host_of, plugin, run
 LYING = """
     import numpy as np
     from dataclasses import replace
+    from bestiary.checkpoint import Provenance
     from bestiary.tensor import Tensor
     class Lie(Tensor):
         def __init__(self, base):
@@ -98,6 +99,9 @@ def test_a_tensor_of_nobody_in_particular_is_looked_at_too(tmp_path: Path) -> No
     ("return replace(made, naming=['x'])", "naming is list ['x'], not a str"),
     ("return replace(made, tokenizer='x')", "tokenizer is str 'x', not a TokenizerMaterial"),
     ("return replace(made, tokenizer=replace(made.tokenizer, bos='1'))", "tokenizer has str '1' for bos, not a int"),
+    ("return replace(made, provenance='x')", "provenance is str 'x', not a Provenance in words"),
+    ("return replace(made, provenance=Provenance('x', lacks=(1,)))", "provenance is Provenance "),
+    ("return replace(made, provenance=Provenance('x', assumed={1: 2}))", "provenance is Provenance "),
     ("for tensor in tensors.values(): tensor.encoding = 'f16'\n            " + WHOLE, "the encoding str 'f16', not "),
     ("for tensor in tensors.values(): tensor.shape = [2]\n            " + WHOLE, "shape list [2], not a tuple of")])
 def test_a_checkpoint_with_a_wrong_field_is_its_loaders_error(

@@ -20,7 +20,9 @@ def convert(
         metavar="SRC", help="Checkpoint: a file or a folder; with --base a delta or an adapter.")] = None,
     out: Annotated[str | None, typer.Argument(
         metavar="[OUT]", help="Output file, or folder; by default in SRC's folder, named after its type.")] = None,
-    outfile: Annotated[str | None, typer.Option("--outfile", metavar="FILE", help="The same as OUT.")] = None,
+    outfile: Annotated[str | None, typer.Option("--outfile", "--output", metavar="FILE",
+                                                     help="The same as OUT.")] = None,
+    infile: Annotated[Path | None, typer.Option("--input", hidden=True)] = None,
     outtype: Annotated[str | None, typer.Option(
         "--outtype", metavar="TYPE",
         help="Type of the weights; by default f16, or the types SRC was converted to before.")] = None,
@@ -35,12 +37,18 @@ def convert(
     loader: options.Loader = None,
     architecture: options.Architecture = None,
     ctx: Annotated[int | None, typer.Option(
-        "-c", "--ctx", metavar="N", help="Context that the output says the model was made for.")] = None,
+        "-c", "--ctx", "--context-length", metavar="N",
+        help="Context that the output says the model was made for.")] = None,
+    rms_eps: options.RmsEps = None,
+    rope_base: options.RopeBase = None,
+    rope_scale: options.RopeScale = None,
+    config: options.ConfigValues = None,
     pure: options.Pure = False,
     requantize: options.Requantize = False,
     force: options.Force = False,
     vocabulary_type: Annotated[str | None, typer.Option("--vocabtype", "--vocab-type", hidden=True)] = None,
     concurrency: Annotated[int | None, typer.Option("--concurrency", hidden=True)] = None,
+    shapes: Annotated[int | None, typer.Option("-gqa", "--gqa", "--n-parts", hidden=True)] = None,
     quiet: Annotated[bool, typer.Option("--pad-vocab", "--no-lazy", "--use-temp-file", hidden=True)] = False,
 ) -> None:
     """Turn a checkpoint into one file that holds everything, or back into a folder as others publish them."""
@@ -50,6 +58,10 @@ def convert(
     if out is not None and out.isdigit() and outtype is None and out in host.quantizers:
         out, outtype = None, out  # an old script's number of a type
     auto = outtype == "auto"
+    if infile is not None:
+        if source is not None:
+            raise BestiaryError(f"two checkpoints: {source} and --input {infile}")
+        source = infile
     if source is None and base is None:
         raise BestiaryError("no checkpoint is named: SRC, or --base with --lora")
     if base is not None and lora:  # the base is what is converted; a word beside it is the output
@@ -59,16 +71,19 @@ def convert(
     if source is None:
         raise BestiaryError(f"--base {base} wants SRC, a delta or an adapter, or --lora")
     for given, line in ((vocabulary_type, "no use for --vocabtype: what a tokenizer is stands in its file"),
-                        (concurrency, "no use for --concurrency: the file is written as it is read")):
+                        (concurrency, "no use for --concurrency: the file is written as it is read"),
+                        (shapes, "no use for -gqa and --n-parts: both follow from the checkpoint itself")):
         if given is not None:
             options.log.warning("%s", line)
     if out is not None and outfile is not None:
         raise BestiaryError(f"two outputs: {out} and --outfile {outfile}")
+    values = {**options.overrides(rms_eps, rope_base, rope_scale), **options.config_values(config)}
     with terminal.progress_bar("converting") as progress:
         saved = save_as(source, outfile if out is None else out, None if auto else outtype, host, auto=auto,
                         format=output_format, loader=loader, architecture=architecture,
                         tokenizer=options.vocabulary_path(tokenizer), add=add, base=base, adapters=lora or (),
-                        context=ctx, pure=pure, requantize=requantize, force=force, progress=progress)
+                        context=ctx, config=values, pure=pure, requantize=requantize, force=force,
+                        progress=progress)
     report(saved)
 
 

@@ -61,7 +61,10 @@ def text(facts: dict[str, Any], tensors: bool) -> str:
     def said(value: Any) -> str:
         return one_line(str(value))  # what stands in a file stays in its line
 
-    lines = [("format", facts["format"]), ("architecture", family), ("size", terminal.size(facts["bytes"]))]
+    origin = facts["provenance"]
+    lines = [("format", facts["format"]), *(
+        (key, said(origin[key])) for key in ("program", "era", "container") if origin and origin[key]),
+        ("architecture", family), ("size", terminal.size(facts["bytes"]))]
     if name := facts["metadata"].get("general.name"):
         lines.insert(0, ("name", said(name)))
     if facts["weights"]:
@@ -71,7 +74,17 @@ def text(facts: dict[str, Any], tensors: bool) -> str:
               for key in SHOWN if facts["config"].get(key) is not None]
     lines.append(("tokenizer", tokenizer_line(facts["tokenizer"])))
     lines.append(("chat template", "yes" if facts["chat_template"] else "none"))
+    if origin:
+        if origin["assumed"]:
+            lines.append(("not in the file", said(", ".join(
+                f"{key} = {json.dumps(value)}" for key, value in origin["assumed"].items()) + ": taken for it")))
+        lines += [("lacks", said(lack)) for lack in origin["lacks"]]
     lines += [("problem", problem) for problem in facts["problems"]]
+    if origin and facts["weights"]:
+        lines.append(("runs", "as it is, in its own types" if facts["runs"] else "not as it is"))
+    if facts["convert"]:
+        lines.append(("to convert it", said(facts["convert"])))
+    lines += [("then", said(line)) for line in facts["becomes"]]
     wide = max(len(key) for key, _ in lines) + 2
     parts = [said(facts["path"]), *(f"  {key:<{wide}}{value}" for key, value in lines)]
     if facts["types"]:
@@ -79,6 +92,11 @@ def text(facts: dict[str, Any], tensors: bool) -> str:
             [kind, str(entry["tensors"]), terminal.amount(entry["weights"]), terminal.size(entry["bytes"])]
             for kind, entry in facts["types"].items())]
         parts += ["", terminal.table(rows)]
+    if origin and facts["kinds"]:
+        rows = [["tensors", "number", "type", "shape"], *(
+            [said(kind["name"]), str(kind["tensors"]), kind["type"], " x ".join(map(str, kind["shape"]))]
+            for kind in facts["kinds"])]
+        parts += ["", terminal.table(rows, left=(0, 2, 3))]
     if tensors:
         rows = [["tensor", "type", "shape"], *(
             [said(tensor["name"]), tensor["type"], " x ".join(map(str, tensor["shape"]))]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -52,6 +54,16 @@ Pure = Annotated[bool, typer.Option("--pure", help="Every matrix in this type, t
 Requantize = Annotated[bool, typer.Option(
     "--allow-requantize", help="Quantize weights that are quantized already; this adds the errors of both.")]
 
+RmsEps = Annotated[float | None, typer.Option(
+    "--rms-norm-eps", "-eps", "--eps", metavar="X", help="In place of what the checkpoint says.")]
+RopeBase = Annotated[float | None, typer.Option(
+    "--rope-freq-base", metavar="X", help="In place of what the checkpoint says.")]
+RopeScale = Annotated[float | None, typer.Option(
+    "--rope-freq-scale", metavar="X", help="1 / N stretches the context by N.")]
+ConfigValues = Annotated[list[str] | None, typer.Option(
+    "--config", metavar="KEY=VALUE", help="A value of the config in place of the checkpoint's own, as JSON; several "
+    "may be given. `inspect` shows the keys.")]
+
 Gpu = Annotated[list[str] | None, typer.Option(
     "-ngl", "--n-gpu-layers", "--gpu-layers", metavar="N", help="Accepted; everything runs on the CPU.")]
 
@@ -83,6 +95,33 @@ CacheTypeV = Annotated[str | None, typer.Option(
     "-ctv", "--cache-type-v", metavar="TYPE", help="Type of the cached values; a wrong name lists them.")]
 ChatTemplate = Annotated[str | None, typer.Option(
     "--chat-template", metavar="NAME|FILE", help="Chat format: the name of a known one, or a file of Jinja.")]
+
+
+def overrides(rms_eps: float | None, rope_base: float | None, rope_scale: float | None) -> dict[str, Any]:
+    """The config values that options of old command lines replace."""
+    for option, value in (("-eps", rms_eps), ("--rope-freq-base", rope_base), ("--rope-freq-scale", rope_scale)):
+        if value is not None and not 0 < value < math.inf:
+            raise BestiaryError(f"{option} {value}: a number above 0 is wanted")
+    scaling = {} if rope_scale is None else {
+        "rope_scaling": {"rope_type": "linear", "factor": 1 / rope_scale}, "rope_factor": 1 / rope_scale}
+    values = {"rms_norm_eps": rms_eps, "rope_theta": rope_base}
+    return {**{key: value for key, value in values.items() if value is not None}, **scaling}
+
+
+def config_values(given: Sequence[str] | None) -> dict[str, Any]:
+    """What --config names. A value that is no JSON is a text."""
+    values: dict[str, Any] = {}
+    for entry in given or ():
+        key, sign, text = entry.partition("=")
+        if not key or not sign:
+            raise BestiaryError(f"--config {entry!r}: KEY=VALUE is wanted")
+        if key in values:
+            raise BestiaryError(f"--config {key} is given twice")
+        try:
+            values[key] = json.loads(clean(text))
+        except (ValueError, RecursionError):
+            values[key] = clean(text)
+    return values
 
 
 def host_of(context: typer.Context) -> Host:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -73,12 +72,9 @@ def run(
     add: options.Add = None,
     loader: options.Loader = None,
     architecture: options.Architecture = None,
-    rms_eps: Annotated[float | None, typer.Option(
-        "--rms-norm-eps", "-eps", metavar="X", help="In place of what the checkpoint says.")] = None,
-    rope_base: Annotated[float | None, typer.Option(
-        "--rope-freq-base", metavar="X", help="In place of what the checkpoint says.")] = None,
-    rope_scale: Annotated[float | None, typer.Option(
-        "--rope-freq-scale", metavar="X", help="1 / N stretches the context by N.")] = None,
+    rms_eps: options.RmsEps = None,
+    rope_base: options.RopeBase = None,
+    rope_scale: options.RopeScale = None,
     gpu: options.Gpu = None,
     gpus: Annotated[list[str] | None, typer.Option(
         "-mg", "--main-gpu", "-ts", "--tensor-split", "-sm", "--split-mode", hidden=True)] = None,
@@ -120,7 +116,7 @@ def run(
         loaded = load(options.model_path(host, model), backend, options.usable(threads, "-t"), ctx or None, type, host,
                       tokenizer=tokenizer, batch=batch, threads_prefill=options.usable(threads_batch, "-tb"),
                       cache_type_k=cache_type_k or f32, cache_type_v=cache_type_v or f32, loader=loader,
-                      architecture=architecture, config=overrides(rms_eps, rope_base, rope_scale), add=add,
+                      architecture=architecture, config=options.overrides(rms_eps, rope_base, rope_scale), add=add,
                       progress=progress)
     with loaded:
         seconds = time.perf_counter() - started
@@ -183,17 +179,6 @@ def figures(session: Session, load_seconds: float) -> None:
         facts.append(f"seed {session.figures.seed}")
     print(f"\nload      {load_seconds:.2f} s, {terminal.size(held)}, {terminal.type_counts(counts)}",
           *session.figures.lines(), ", ".join(facts), sep="\n", file=sys.stderr)
-
-
-def overrides(rms_eps: float | None, rope_base: float | None, rope_scale: float | None) -> dict[str, Any]:
-    """The config values that options of old command lines replace."""
-    for option, value in (("-eps", rms_eps), ("--rope-freq-base", rope_base), ("--rope-freq-scale", rope_scale)):
-        if value is not None and not 0 < value < math.inf:
-            raise BestiaryError(f"{option} {value}: a number above 0 is wanted")
-    scaling = {} if rope_scale is None else {
-        "rope_scaling": {"rope_type": "linear", "factor": 1 / rope_scale}, "rope_factor": 1 / rope_scale}
-    values = {"rms_norm_eps": rms_eps, "rope_theta": rope_base}
-    return {**{key: value for key, value in values.items() if value is not None}, **scaling}
 
 
 def prompt_of(host: Host, prompt: str | None, file: Path | None) -> str:

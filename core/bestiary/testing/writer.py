@@ -100,6 +100,11 @@ class WriterContract(Contract):
                        f"{what}: {name} is read back with other bytes")
         expect(written, "every checkpoint is refused")
 
+    def test_it_says_of_every_encoding_whether_it_holds_it(self, writer: Writer, host: Host) -> None:
+        for name, encoding in host.encodings.items():
+            answer: object = writer.holds(encoding)
+            expect(isinstance(answer, bool), f"holds() of {name} gives {answer!r}, neither True nor False")
+
     def test_the_same_checkpoint_gives_the_same_bytes(self, writer: Writer, host: Host, tmp_path: Path) -> None:
         first, second = (self.target(writer, tmp_path / name) for name in ("a", "b"))
         for path in (first, second):

@@ -6,6 +6,7 @@ numbers and the vocabulary in its own way, and looks whether a tensor follows.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterator
 from math import prod
@@ -51,17 +52,18 @@ def read_start(file: DataFile) -> Start | None:
 
 def read_vocabulary(cursor: Cursor, count: int, scored: bool) -> tuple[list[bytes], list[float]]:
     """The pieces from where the cursor stands, and their scores, if any: u32 length, bytes, f32 score. Raises
-    BestiaryError where the file does not hold as many."""
+    BestiaryError where the file does not hold as many, and for scores that are not finite."""
     if not 0 <= count <= cursor.left // (8 if scored else 4):
         raise BestiaryError(f"{cursor.file.path} claims a vocabulary of {count} pieces; {cursor.left} bytes are left")
+    cursor.count_as("<I")
+    entries = cursor.strings(count, "the vocabulary", 4 if scored else 0)
     if not scored:
-        cursor.count_as("<I")
-        return cursor.strings(count, "the vocabulary"), []
-    pieces, scores, number = [], [], struct.Struct("<f")
-    for _ in range(count):
-        pieces.append(cursor.take(cursor.u32("the vocabulary"), "the vocabulary"))
-        scores.append(number.unpack(cursor.take(4, "the vocabulary"))[0])
-    return pieces, scores
+        return entries, []
+    scores = struct.unpack(f"<{count}f", b"".join(entry[-4:] for entry in entries))
+    if not all(map(math.isfinite, scores)):
+        wrong = next(i for i, score in enumerate(scores) if not math.isfinite(score))
+        raise BestiaryError(f"{cursor.file.path}: the score of piece {wrong} is {scores[wrong]}; the file is damaged")
+    return [entry[:-4] for entry in entries], list(scores)
 
 
 def read_entry(file: DataFile, offset: int, alignment: int = 1) -> Entry | None:
@@ -97,6 +99,9 @@ def read_entries(file: DataFile, offset: int, alignment: int,
                                                     f"more than {MOST_TENSORS} tensors"))
         seen.add(entry.name)
         encoding = encoding_of(entry)
+        if not encoding.fits(entry.shape[-1]):
+            raise BestiaryError(f"{file.path}: tensor {entry.name} has rows of {entry.shape[-1]} weights, which are no "
+                                f"whole number of {encoding.name}'s blocks of {encoding.block_size}")
         size = prod(entry.shape[:-1]) * encoding.row_bytes(entry.shape[-1])
         file.check(entry.offset, size, f"tensor {entry.name}")
         yield entry, encoding

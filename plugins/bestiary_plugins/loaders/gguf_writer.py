@@ -71,6 +71,9 @@ class GgufWriter(Writer):
             file.write(header)
             write_data(file, len(header), places, checkpoint.tensors, progress)
 
+    def holds(self, encoding: Encoding) -> bool:
+        return code_of(encoding) is not None
+
     def size(self, checkpoint: Checkpoint, host: Host) -> int:
         pieces = pieces_of(checkpoint, host)
         header, places = header_of(metadata_of(checkpoint, host), pieces)
