@@ -34,6 +34,7 @@ LOADERS = (
     "loaders.meta:Meta",
     "loaders.peft:Peft",
     "loaders.llama2c:Llama2c",
+    "loaders.chatglm_cpp:ChatGlmCpp",
     "loaders.vocabulary_files:SentencePieceFile",
     "loaders.vocabulary_files:RankListFile",
     "loaders.vocabulary_files:TokenizerJsonFile",

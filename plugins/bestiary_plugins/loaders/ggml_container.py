@@ -84,11 +84,13 @@ def read_entry(file: DataFile, offset: int, alignment: int = 1) -> Entry | None:
 
 
 def read_entries(file: DataFile, offset: int, alignment: int,
-                 encoding_of: Callable[[Entry], Encoding]) -> Iterator[tuple[Entry, Encoding]]:
-    """The tensors from the offset to the end of the file. Raises BestiaryError for what is none, or leaves the file."""
+                 encoding_of: Callable[[Entry], Encoding],
+                 read: Callable[[DataFile, int, int], Entry | None] = read_entry) -> Iterator[tuple[Entry, Encoding]]:
+    """The tensors from the offset to the end of the file. read: their headers, as `read_entry`. Raises BestiaryError
+    for what is none, or leaves the file."""
     seen: set[str] = set()
     while offset < file.size:
-        entry = read_entry(file, offset, alignment)
+        entry = read(file, offset, alignment)
         if entry is None:
             raise BestiaryError(f"{file.path}: no tensor begins at byte {offset} of {file.size}, where one should; the "
                                 "file is truncated or damaged")
@@ -97,6 +99,9 @@ def read_entries(file: DataFile, offset: int, alignment: int,
                                                     f"more than {MOST_TENSORS} tensors"))
         seen.add(entry.name)
         encoding = encoding_of(entry)
+        if not encoding.fits(entry.shape[-1]):
+            raise BestiaryError(f"{file.path}: tensor {entry.name} is {encoding.name}, blocks of {encoding.block_size} "
+                                f"weights; its rows of {entry.shape[-1]} are no whole number of them")
         size = prod(entry.shape[:-1]) * encoding.row_bytes(entry.shape[-1])
         file.check(entry.offset, size, f"tensor {entry.name}")
         yield entry, encoding
