@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -21,6 +22,7 @@ from bestiary.errors import BestiaryError
 from bestiary.host import Host
 from bestiary.model import load, load_tokenizer
 from bestiary.saving import save_as
+from bestiary.tokenizer import Tokenizer
 from bestiary_plugins.demo.beasts import publish
 from bestiary_plugins.loaders.chatglm_cpp import ChatGlmCpp
 from tests.loaders.chatglm_cpp_files import CODES, FORMS, record, written
@@ -60,7 +62,7 @@ def old_file(host: Host, folder: Path, config: dict[str, Any], model: int, versi
 
 
 def logits(path: Path, host: Host, backend: str) -> NDArray[np.float32]:
-    with load(path, backend=backend, host=host) as model:
+    with load(path, backend=backend, host=host, cache_type_k="f32", cache_type_v="f32") as model:
         return model.logits(IDS)
 
 
@@ -71,7 +73,7 @@ def test_the_logits_are_those_of_the_published_folder(host: Host, tmp_path: Path
     folder = tmp_path / "published"
     config = published(host, folder, model, version, kind)
     file = old_file(host, folder, config, model, version, kind)
-    save_as(file, tmp_path / "x.gguf", None, host)
+    save_as(file, tmp_path / "x.gguf", kind, host)
     save_as(tmp_path / "x.gguf", tmp_path / "again", None, host, format="huggingface")
     for backend in ("numpy", "cpu"):
         if host.unavailable(host.backends[backend]) is None:
@@ -85,7 +87,7 @@ def test_the_logits_are_those_of_the_published_folder(host: Host, tmp_path: Path
 def test_the_weights_come_back_from_gguf_byte_by_byte(host: Host, tmp_path: Path, model: int, version: int) -> None:
     folder = tmp_path / "published"
     file = old_file(host, folder, published(host, folder, model, version, "f16"), model, version, "f16")
-    save_as(file, tmp_path / "x.gguf", None, host)
+    save_as(file, tmp_path / "x.gguf", "f16", host)
     save_as(tmp_path / "x.gguf", tmp_path / "again", None, host, format="huggingface")
     wanted, found = load_file(folder / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
     assert {name: array for name, array in found.items() if name != "lm_head.weight"}.keys() == wanted.keys()
@@ -142,21 +144,22 @@ SMALL = {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "multi_qu
          "ffn_hidden_size": 16, "inner_hidden_size": 64}
 
 
-def tokenizer_pair(host: Host, data: Path, tmp_path: Path, name: str, version: int) -> tuple[Path, Path]:
-    """A folder as published, and the file of chatglm.cpp that is made of it."""
+def published_tokenizer(host: Host, data: Path, tmp_path: Path, name: str) -> tuple[Path, dict[str, Any]]:
+    """A folder as published, and its config."""
     model, own, file = TOKENIZERS[name]
-    folder, vocabulary = tmp_path / "published", (data / "tokenizers" / file).read_bytes()
+    folder = tmp_path / "published"
     config = json.loads((data / "configs" / name / "config.json").read_text())
     config |= {key: value for key, value in SMALL.items() if key in config}
     publish(host.architectures["chatglm1" if model == 1 else "chatglm"], folder, 1, **config)
     (folder / "tokenizer.json").unlink()
-    (folder / own).write_bytes(vocabulary)
+    (folder / own).write_bytes((data / "tokenizers" / file).read_bytes())
     (folder / "tokenizer_config.json").write_bytes(
         (data / "configs" / name / "tokenizer_config.json").read_bytes())
-    return folder, old_file(host, folder, config, model, version, "f16", vocabulary)
+    return folder, config
 
 
-def same_ids(one: Path, other: Path, texts: Iterable[str], host: Host) -> None:
+def same_ids(one: Path, other: Path, texts: Iterable[str], host: Host) -> Tokenizer:
+    """The tokenizer of the first, which is the other's."""
     mine, theirs = load_tokenizer(one, host), load_tokenizer(other, host)
     assert (mine.size, mine.bos, mine.eos, mine.ends) == (theirs.size, theirs.bos, theirs.eos, theirs.ends)
     assert mine.encode("x", bos=True) != mine.encode("x")
@@ -165,21 +168,34 @@ def same_ids(one: Path, other: Path, texts: Iterable[str], host: Host) -> None:
             ids = mine.encode(text, bos=True, special=special)
             assert ids == theirs.encode(text, bos=True, special=special), text
             assert mine.decode(ids) == theirs.decode(ids)
+    return mine
 
 
 TEXTS = ("", " ", "a\t\tb", "  two  spaces\nand a line, 12345!", "在山上 émue 🦊", "<|user|> [gMASK] <sop> <n>",
          "def f():\n        return 1", "ＦＵＬＬ ①")
 
 
-@pytest.mark.parametrize(("name", "version"), [(name, version) for name, (model, *_) in TOKENIZERS.items()
-                                               for version in ((0, 1, 2) if model == 1 else (1, 2))])
-def test_ids_are_those_of_the_published_folder(host: Host, data: Path, tmp_path: Path, name: str, version: int) -> None:
-    folder, file = tokenizer_pair(host, data, tmp_path, name, version)
+def same_from_every_version(host: Host, folder: Path, config: dict[str, Any], model: int, vocabulary: bytes) -> Path:
+    """A file of every version; what their tokenizers are made of is the same. Gives one of them."""
+    path = folder.with_suffix(".bin")
+    keys = ("vocab_size", "bos_token_id", "gmask_token_id", "mask_token_id", "eos_token_id", "pad_token_id")
+    tensors, found = load_file(folder / "model.safetensors"), []
+    for version in (version for known, version in FORMS if known == model):
+        path.write_bytes(written(model, version, config, tensors, "f16", vocabulary, host))
+        checkpoint = host.open(path)
+        found.append((checkpoint.tokenizer, [checkpoint.config.get(key) for key in keys]))
+    assert all(one == found[0] for one in found)
+    return path
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_ids_are_those_of_the_published_folder(host: Host, data: Path, tmp_path: Path, name: str) -> None:
+    model, own, _ = TOKENIZERS[name]
+    folder, config = published_tokenizer(host, data, tmp_path, name)
+    file = same_from_every_version(host, folder, config, model, (folder / own).read_bytes())
     vectors = json.loads((data / "tokenizers" / "VECTORS.json").read_text())
     cases = next(entry["cases"] for key, entry in vectors.items() if key.startswith(name))
-    texts = [text for text, _ in cases if isinstance(text, str)]
-    same_ids(file, folder, [*TEXTS, *texts], host)
-    tokenizer = load_tokenizer(file, host)
+    tokenizer = same_ids(file, folder, TEXTS, host)
     for case, ids in cases:
         if isinstance(case, str):
             assert tokenizer.encode(case, bos=True) == ids
@@ -187,29 +203,29 @@ def test_ids_are_those_of_the_published_folder(host: Host, data: Path, tmp_path:
             turns = [{"role": role, "content": content} for role, content in case]
             assert tokenizer.encode_segments(host.templates[name].render(turns), bos=True) == ids
     save_as(file, tmp_path / "x.gguf", None, host)
-    same_ids(tmp_path / "x.gguf", folder, texts or TEXTS, host)
+    converted = load_tokenizer(tmp_path / "x.gguf", host)
+    for text in TEXTS:
+        assert converted.encode(text, bos=True) == tokenizer.encode(text, bos=True)
 
 
 def test_the_first_vocabulary_has_its_text_behind_the_images(host: Host, data: Path, tmp_path: Path) -> None:
     """150,528 rows: the file's tokenizer ends before the special pieces, and ids begin 20,000 later."""
     from bestiary.sentencepiece_model import read_model, write_model
 
-    (tmp_path / "a").mkdir()
-    folder, second = tokenizer_pair(host, data, tmp_path / "a", "chatglm-6b", 1)
-    model = read_model((folder / "ice_text.model").read_bytes())
+    whole = (data / "tokenizers" / "chatglm-6b-ice_text.model").read_bytes()
+    model = read_model(whole)
     cut = write_model(model.names[:130_000], model.scores[:130_000], model.kinds[:130_000], model.rest)
     config = json.loads((data / "configs" / "chatglm-6b-v0" / "config.json").read_text()) | {
         key: SMALL[key] for key in ("hidden_size", "num_layers", "num_attention_heads", "inner_hidden_size")}
-    publish(host.architectures["chatglm1"], tmp_path / "b", 1, **config)
-    for version in (0, 1, 2):
-        path = old_file(host, tmp_path / "b", {"gmask_token_id": 150_001, "mask_token_id": 150_000, **config}, 1,
-                        version, "f16", cut)
-        tokenizer, wanted = load_tokenizer(path, host), load_tokenizer(second, host)
-        for text in TEXTS:
-            ids = tokenizer.encode(text, bos=True)
-            assert ids == [token + 20_000 for token in wanted.encode(text, bos=True)]
-            assert tokenizer.decode(ids) == wanted.decode([token - 20_000 for token in ids])
-        assert ids[-2:] == [150_001, 150_004] and tokenizer.ends == {150_005}
+    publish(host.architectures["chatglm1"], tmp_path / "published", 1, **config)
+    said = {"gmask_token_id": 150_001, "mask_token_id": 150_000, **config}
+    tokenizer = load_tokenizer(same_from_every_version(host, tmp_path / "published", said, 1, cut), host)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=whole)
+    for text in ("在山上 émue", "你好", "hello world"):
+        ids = tokenizer.encode(text, bos=True)
+        assert ids == [*(token + 20_000 for token in processor.encode(text)), 150_001, 150_004]
+        assert tokenizer.decode(ids) == text
+    assert tokenizer.ends == {150_005}
 
 
 def ranks() -> bytes:
@@ -222,12 +238,13 @@ def ranks() -> bytes:
 
 def test_glm4_has_its_list_of_ranks(host: Host, tmp_path: Path) -> None:
     folder, vocabulary = tmp_path / "published", ranks()
-    config = published(host, folder, 4, 2, "f16", **{**SMALL, "padded_vocab_size": 151_552, "eos_token_id": 151_329})
+    config = published(host, folder, 4, 2, "f16", hidden_size=16, num_layers=1, num_attention_heads=2,
+                       multi_query_group_num=1, kv_channels=8, ffn_hidden_size=16, padded_vocab_size=151_552,
+                       eos_token_id=151_329)
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(vocabulary)
     file = old_file(host, folder, config, 4, 2, "f16", vocabulary)
-    same_ids(file, folder, [*TEXTS, "abbey abcd zebra", "<|user|>\nhi<|assistant|>"], host)
-    tokenizer = load_tokenizer(file, host)
+    tokenizer = same_ids(file, folder, [*TEXTS, "abbey abcd zebra", "<|user|>\nhi<|assistant|>"], host)
     assert tokenizer.encode("ab", bos=True)[:2] == [151_331, 151_333]
     assert {151_329, 151_336, 151_338} <= tokenizer.ends
 
@@ -237,13 +254,15 @@ def test_a_learned_prefix_is_the_past(host: Host, tmp_path: Path) -> None:
     folder, count = tmp_path / "published", 5
     config = published(host, folder, 2, 2, pre_seq_len=count)
     tensors = load_file(folder / "model.safetensors")
-    without = logits(old_file(host, folder, {**config, "pre_seq_len": 0}, 2, 2), host, "numpy")
-    table = np.random.default_rng(3).standard_normal((count, 2 * 2 * 2 * 16)).astype(np.float16)
+    table = tensors.pop("transformer.prefix_encoder.embedding.weight").astype(np.float16) * np.float16(8)
+    assert table.shape == (count, 2 * 2 * 2 * 16)
     save_file({**tensors, "transformer.prefix_encoder.embedding.weight": table}, folder / "model.safetensors")
     past = table.reshape(count, 4, 2, 16).transpose(1, 2, 0, 3)
     file = tmp_path / "x.bin"
+    file.write_bytes(written(2, 2, {**config, "pre_seq_len": 0}, tensors, "f32", b"", host))
+    without = logits(file, host, "numpy")
     file.write_bytes(written(2, 2, config, {"past_key_values": past, **tensors}, "f32", b"", host))
-    save_as(file, tmp_path / "x.gguf", None, host)
+    save_as(file, tmp_path / "x.gguf", "f32", host)
     for backend in ("numpy", "cpu"):
         if host.unavailable(host.backends[backend]) is None:
             wanted = logits(folder, host, backend)
@@ -277,9 +296,9 @@ def test_what_is_not_read_is_named(host: Host, tmp_path: Path, small: tuple[dict
             (1025, 1, "Baichuan-13B"), (1280, 1, "InternLM"), (1004, 2, "GLM-4V"), (77, 1, "an unknown model .*77"),
             (4, 1, "GLM-4 whose config has version 1"), (2, 3, "ChatGLM2-6B whose config has version 3")):
         refused(host, tmp_path, b"ggml" + struct.pack("<2i", model, version) + whole[12:], match)
-    other = {**config, "inner_hidden_size": 160, "vocab_size": 199, "max_sequence_length": 128}
+    other = {**config, "rope_ratio": 1, "inner_hidden_size": 160, "vocab_size": 199, "max_sequence_length": 128}
     refused(host, tmp_path, record(1, 2, {**other, "rope_ratio": 2}, "f32") + bytes(4), "rope_theta = 20000.0")
-    refused(host, tmp_path, record(1, 2, {**other, "multi_query_group_num": 2}, "f32") + bytes(4), "kv_heads = 2 .*be 6")
+    refused(host, tmp_path, record(1, 2, {**other, "multi_query_group_num": 2}, "f32") + bytes(4), "kv_heads = 2 .*: 6")
     refused(host, tmp_path, record(1, 2, {**other, "multi_query_group_num": 6, "pre_seq_len": 9}, "f32") + bytes(4),
             "9 learned tokens .*does not hold them")
     past = np.zeros((4, 2, 9, 16), np.float16)
@@ -295,10 +314,10 @@ def test_what_is_not_read_is_named(host: Host, tmp_path: Path, small: tuple[dict
     at = whole.index(name) + len(name)
     for field, value, match in ((4, 1 << 30, "outside the file"), (4, -1, "no tensor begins"), (0, 9, "no tensor"),
                                 (8, 4, "final_layernorm.weight has type 4; known: 0 .f32"), (8, 99, "type 99"),
-                                (8, 2, None), (4, 33, None)):
+                                (8, 2, "no tensor|outside"), (4, 33, "no tensor|outside")):
         damaged = bytearray(whole)
         damaged[at + field:at + field + 4] = struct.pack("<i", value)
-        refused(host, tmp_path, bytes(damaged), match or "no tensor begins|twice|no whole number|outside")
+        refused(host, tmp_path, bytes(damaged), match)
     twice = written(2, 2, config, dict([*tensors.items()][:1]), "f32", b"", host)
     start = len(record(2, 2, config, "f32")) + 4
     refused(host, tmp_path, twice + bytes(-len(twice) % 16) + twice[start:], "is there twice|no tensor begins")

@@ -123,7 +123,7 @@ def config_of(file: DataFile, start: Start, record: Mapping[str, Any]) -> tuple[
         return {"model_type": "chatglm", **named, **constant, **assumed}, assumed
     for key, wanted in (("rope_theta", 10000.0), ("kv_heads", record["num_attention_heads"])):
         if given.pop(key, wanted) != wanted:
-            raise BestiaryError(f"{file.path}: {key} = {record[key]} in the config of a ChatGLM-6B; it must be {wanted}")
+            raise BestiaryError(f"{file.path}: {key} = {record[key]} in the config; of a ChatGLM-6B it is: {wanted}")
     if "inner" not in record:
         assumed["inner_hidden_size"] = 4 * record["hidden_size"]
     if "bos_token_id" not in given and "eos_token_id" in given:
