@@ -18,6 +18,7 @@ from bestiary.host import Host
 from bestiary.testing.tiny import Floats, Model, make_model
 from bestiary_plugins.architectures.llama import Llama
 from bestiary_plugins.loaders.gguf_writer import GgufWriter
+from tests.hostile.formats.chatglm_cpp import files
 from tests.loaders.conftest import TorchFiles
 
 Arrays = dict[str, Floats]
@@ -108,6 +109,14 @@ def llama2c_tokenizer(folder: Path) -> Path:
     return path
 
 
+def chatglm_cpp(folder: Path) -> Path:
+    """ChatGLM2-6B, version 2."""
+    made = files()[-1]
+    path = folder / "model.bin"
+    path.write_bytes(made.data)
+    return path
+
+
 def peft(folder: Path) -> Path:
     """It adds to one matrix and replaces another."""
     given, rng = arrays("huggingface"), np.random.default_rng(4)
@@ -123,6 +132,7 @@ def peft(folder: Path) -> Path:
 
 SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "gguf": gguf, "huggingface": huggingface, "meta": meta, "peft": peft, "llama2.c": llama2c,
+    "chatglm.cpp": chatglm_cpp,
     "sentencepiece": sentencepiece, "tiktoken": tiktoken, "tokenizer.json": tokenizer_json,
     "llama2c-tokenizer": llama2c_tokenizer}
 """By the loader's name: a new loader needs a line here."""
