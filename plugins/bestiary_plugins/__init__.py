@@ -35,6 +35,7 @@ LOADERS = (
     "loaders.peft:Peft",
     "loaders.llama2c:Llama2c",
     "loaders.chatglm_cpp:ChatGlmCpp",
+    "loaders.ggml_lora:GgmlLora",
     "loaders.vocabulary_files:SentencePieceFile",
     "loaders.vocabulary_files:RankListFile",
     "loaders.vocabulary_files:TokenizerJsonFile",

@@ -20,6 +20,7 @@ from bestiary_plugins.architectures.llama import Llama
 from bestiary_plugins.loaders.gguf_writer import GgufWriter
 from tests.hostile.formats.chatglm_cpp import files
 from tests.loaders.conftest import TorchFiles
+from tests.loaders.ggml_lora_files import written
 
 Arrays = dict[str, Floats]
 
@@ -130,9 +131,18 @@ def peft(folder: Path) -> Path:
     return folder
 
 
+def ggml_lora(folder: Path) -> Path:
+    """It adds to one matrix."""
+    rng, (rows, columns) = np.random.default_rng(4), arrays("huggingface")["model.layers.0.mlp.up_proj.weight"].shape
+    path = folder / "ggml-adapter-model.bin"
+    path.write_bytes(written(3, 6, {"0.mlp.up_proj.A": rng.standard_normal((3, columns)).astype(np.float32),
+                                    "0.mlp.up_proj.B": rng.standard_normal((rows, 3)).astype(np.float32)}))
+    return path
+
+
 SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "gguf": gguf, "huggingface": huggingface, "meta": meta, "peft": peft, "llama2.c": llama2c,
-    "chatglm.cpp": chatglm_cpp,
+    "chatglm.cpp": chatglm_cpp, "ggml-lora": ggml_lora,
     "sentencepiece": sentencepiece, "tiktoken": tiktoken, "tokenizer.json": tokenizer_json,
     "llama2c-tokenizer": llama2c_tokenizer}
 """By the loader's name: a new loader needs a line here."""
