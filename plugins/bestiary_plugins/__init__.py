@@ -36,6 +36,7 @@ LOADERS = (
     "loaders.llama2c:Llama2c",
     "loaders.chatglm_cpp:ChatGlmCpp",
     "loaders.ggml_lora:GgmlLora",
+    "loaders.ggml_others:GgmlOthers",
     "loaders.vocabulary_files:SentencePieceFile",
     "loaders.vocabulary_files:RankListFile",
     "loaders.vocabulary_files:TokenizerJsonFile",

@@ -147,6 +147,9 @@ SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "llama2c-tokenizer": llama2c_tokenizer}
 """By the loader's name: a new loader needs a line here."""
 
+REFUSING = ("ggml",)
+"""Loaders that know files only to say what they are."""
+
 HEADERS = {"gguf": 2048, "llama2.c": 256}
 """Bytes that tell how to read the rest, where they are not the usual ones."""
 
