@@ -14,18 +14,23 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from bestiary.encoding import F32
 from bestiary.errors import BestiaryError
+from bestiary.files import DataFile
 from bestiary.host import Host
 from bestiary.model import load, load_tokenizer
 from bestiary.saving import save_as
 from bestiary.tokenizer import Tokenizer
 from bestiary_plugins.demo.beasts import publish
-from bestiary_plugins.loaders.chatglm_cpp import ChatGlmCpp
-from tests.loaders.chatglm_cpp_files import CODES, FORMS, record, written
+from bestiary_plugins.loaders.chatglm_cpp import TYPES, ChatGlmCpp, read_first_entry, read_later_entry
+from bestiary_plugins.loaders.ggml_container import read_entries
+from tests.loaders.chatglm_cpp_files import CODES, FORMS, encoded, record, tensor, written
+from tests.loaders.test_way_back import differing, same_weights
 
 IDS = [5, 60, 7, 90, 195, 198, 20, 33, 150]
 KINDS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
@@ -84,10 +89,15 @@ def test_the_logits_are_those_of_the_published_folder(host: Host, tmp_path: Path
 
 
 @forms
-def test_the_weights_come_back_from_gguf_byte_by_byte(host: Host, tmp_path: Path, model: int, version: int) -> None:
+def test_converted_it_is_the_folder_converted_and_comes_back(host: Host, tmp_path: Path, model: int, version: int,
+                                                             ) -> None:
     folder = tmp_path / "published"
     file = old_file(host, folder, published(host, folder, model, version, "f16"), model, version, "f16")
     save_as(file, tmp_path / "x.gguf", "f16", host)
+    (folder / "tokenizer.json").unlink()  # the file has none
+    save_as(folder, tmp_path / "y.gguf", "f16", host)
+    assert differing(tmp_path / "x.gguf", tmp_path / "y.gguf") == set()
+    assert same_weights(host.open(tmp_path / "x.gguf"), host.open(tmp_path / "y.gguf"))
     save_as(tmp_path / "x.gguf", tmp_path / "again", None, host, format="huggingface")
     wanted, found = load_file(folder / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
     assert {name: array for name, array in found.items() if name != "lm_head.weight"}.keys() == wanted.keys()
@@ -102,13 +112,13 @@ def test_blocks_are_those_of_today(host: Host, tmp_path: Path, model: int, versi
     file = old_file(host, folder, published(host, folder, model, version), model, version, kind)
     checkpoint, quantizer = host.open(file), host.quantizers[kind]
     for name, array in load_file(folder / "model.safetensors").items():
-        tensor = checkpoint.tensors[name]
-        assert tensor.shape == array.shape
+        held = checkpoint.tensors[name]
+        assert held.shape == array.shape
         if array.ndim == 1:
-            assert tensor.encoding == F32 and np.array_equal(tensor.array(), array)
+            assert held.encoding == F32 and np.array_equal(held.array(), array)
         else:
-            assert tensor.encoding == quantizer.encoding
-            assert np.array_equal(tensor.read(0, tensor.rows), quantizer.quantize(array))
+            assert held.encoding == quantizer.encoding
+            assert np.array_equal(held.read(0, held.rows), quantizer.quantize(array))
     save_as(file, tmp_path / "x.gguf", None, host)
     assert np.array_equal(logits(tmp_path / "x.gguf", host, "numpy"), logits(file, host, "numpy"))
 
@@ -142,6 +152,8 @@ TOKENIZERS = {"chatglm-6b": (1, "ice_text.model", "chatglm-6b-ice_text.model"),
               "chatglm3-6b": (3, "tokenizer.model", "chatglm2-3-tokenizer.model")}
 SMALL = {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "multi_query_group_num": 1, "kv_channels": 8,
          "ffn_hidden_size": 16, "inner_hidden_size": 64}
+ALSO_PUBLISHED = {"general.name", "bestiary.config", "bestiary.file.tokenizer_config.json"}
+"""Where a folder says more: its name, versions of libraries, settings of training."""
 
 
 def published_tokenizer(host: Host, data: Path, tmp_path: Path, name: str) -> tuple[Path, dict[str, Any]]:
@@ -202,7 +214,11 @@ def test_ids_are_those_of_the_published_folder(host: Host, data: Path, tmp_path:
         else:
             turns = [{"role": role, "content": content} for role, content in case]
             assert tokenizer.encode_segments(host.templates[name].render(turns), bos=True) == ids
+    if name == "chatglm3-6b":
+        return  # its file is that of the second
     save_as(file, tmp_path / "x.gguf", None, host)
+    save_as(folder, tmp_path / "y.gguf", None, host)
+    assert differing(tmp_path / "x.gguf", tmp_path / "y.gguf") <= ALSO_PUBLISHED
     converted = load_tokenizer(tmp_path / "x.gguf", host)
     for text in TEXTS:
         assert converted.encode(text, bos=True) == tokenizer.encode(text, bos=True)
@@ -271,6 +287,43 @@ def test_a_learned_prefix_is_the_past(host: Host, tmp_path: Path) -> None:
             assert np.array_equal(logits(tmp_path / "x.gguf", host, backend), wanted)
     held = host.open(file).tensors["transformer.prefix_encoder.embedding.weight"]
     assert np.array_equal(held.read(1, 3).view(np.float16), table[1:3])
+
+
+names = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=256)
+tensors = st.lists(st.tuples(names, st.lists(st.integers(1, 5), min_size=1, max_size=4),
+                             st.sampled_from(["f32", "f16", "q8_0", "q4_0"])), unique_by=lambda entry: entry[0])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tensors, st.booleans(), st.integers(0, 40), st.integers(0, 1 << 32))
+def test_random_tensors_are_where_the_writer_put_them(host: Host, tmp_path: Path, listed: list[Any], first: bool,
+                                                      before: int, seed: int) -> None:
+    source, data, wanted = np.random.default_rng(seed), bytes(before), {}
+    for name, axes, kind in listed:
+        shape = (*axes[:-1], axes[-1] * host.quantizers[kind].encoding.block_size)
+        wanted[name] = shape, kind, encoded(source.standard_normal(shape), kind, host)
+        data += tensor(len(data), int(not first), name, *wanted[name])
+    (tmp_path / "x").write_bytes(data)
+    file, read = DataFile(tmp_path / "x"), read_first_entry if first else read_later_entry
+    found = [*read_entries(file, before, 16, lambda entry: TYPES[entry.code], read)]
+    assert [entry.name for entry, _ in found] == list(wanted)
+    for entry, encoding in found:
+        shape, kind, content = wanted[entry.name]
+        assert (entry.shape, encoding) == (shape, host.quantizers[kind].encoding)
+        assert file.read(entry.offset, len(content)) == content
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=400), st.sampled_from(FORMS), st.integers(0, 60))
+def test_whatever_follows_the_magic_is_refused_in_a_line(host: Host, tmp_path: Path, noise: bytes,
+                                                         form: tuple[int, int], kept: int) -> None:
+    config = {**host.architectures["chatglm1" if form[0] == 1 else "chatglm"].example_config(), **config_of(*form)}
+    (tmp_path / "x").write_bytes(b"ggml" + record(*form, config, "f16")[4:4 + kept] + noise)
+    assert ChatGlmCpp().recognise(tmp_path / "x") in (0, 100)
+    try:
+        host.open(tmp_path / "x", "chatglm.cpp")
+    except BestiaryError as error:
+        assert "\n" not in str(error)
 
 
 @pytest.fixture(scope="module")

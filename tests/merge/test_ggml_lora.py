@@ -141,3 +141,12 @@ def test_another_model_is_refused(host: Host, tmp_path: Path) -> None:
     file.write_bytes(written(RANK, 1, {"5.self_attn.q_proj.A": A, "5.self_attn.q_proj.B": B}))
     with pytest.raises(BestiaryError, match="made for another model"):
         save_as(SAMPLES["gguf"](tmp_path), tmp_path / "y.gguf", "f32", host, adapters=[file])
+
+
+def test_factors_that_are_no_numbers_are_added_without_a_word(host: Host, tmp_path: Path,
+                                                              recwarn: pytest.WarningsRecorder) -> None:
+    file = tmp_path / "x.bin"
+    file.write_bytes(written(RANK, 1, {"0.self_attn.q_proj.A": A * np.float32(np.inf), "0.self_attn.q_proj.B": B * 0}))
+    added = host.open(file).adapter
+    assert added is not None and np.isnan(added.added["model.layers.0.self_attn.q_proj.weight"].array()).all()
+    assert not [found for found in recwarn if found.category is RuntimeWarning]
