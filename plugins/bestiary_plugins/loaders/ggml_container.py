@@ -100,8 +100,8 @@ def read_entries(file: DataFile, offset: int, alignment: int,
         seen.add(entry.name)
         encoding = encoding_of(entry)
         if not encoding.fits(entry.shape[-1]):
-            raise BestiaryError(f"{file.path}: tensor {entry.name} is {encoding.name}, blocks of {encoding.block_size} "
-                                f"weights; its rows of {entry.shape[-1]} are no whole number of them")
+            raise BestiaryError(f"{file.path}: tensor {entry.name} has rows of {entry.shape[-1]} weights, which are no "
+                                f"whole number of {encoding.name}'s blocks of {encoding.block_size}")
         size = prod(entry.shape[:-1]) * encoding.row_bytes(entry.shape[-1])
         file.check(entry.offset, size, f"tensor {entry.name}")
         yield entry, encoding
