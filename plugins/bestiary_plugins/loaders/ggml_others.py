@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 STATES = {0x6767736E: "a session", 0x67677371: "a sequence of a session"}
 """What llama.cpp saved of a run, to begin with another time."""
-SURE, LIKELY, ANY = 95, 20, 2
-"""ANY is less than what the loader of a damaged file says."""
+SURE, LIKELY, ANY = 95, 40, 2
+"""LIKELY is more than what loaders say that see a plausible header and no vocabulary behind it, and ANY is less."""
 Numbers = tuple[int, ...]
 
 
