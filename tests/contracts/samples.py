@@ -18,8 +18,10 @@ from bestiary.host import Host
 from bestiary.testing.tiny import Floats, Model, make_model
 from bestiary_plugins.architectures.llama import Llama
 from bestiary_plugins.loaders.gguf_writer import GgufWriter
+from tests.hostile.formats.chatglm_cpp import files
 from tests.loaders.conftest import TorchFiles
 from tests.loaders.ggml_llama_writer import old_file
+from tests.loaders.ggml_lora_files import written
 
 Arrays = dict[str, Floats]
 
@@ -115,6 +117,14 @@ def llama2c_tokenizer(folder: Path) -> Path:
     return path
 
 
+def chatglm_cpp(folder: Path) -> Path:
+    """ChatGLM2-6B, version 2."""
+    made = files()[-1]
+    path = folder / "model.bin"
+    path.write_bytes(made.data)
+    return path
+
+
 def peft(folder: Path) -> Path:
     """It adds to one matrix and replaces another."""
     given, rng = arrays("huggingface"), np.random.default_rng(4)
@@ -128,12 +138,25 @@ def peft(folder: Path) -> Path:
     return folder
 
 
+def ggml_lora(folder: Path) -> Path:
+    """It adds to one matrix."""
+    rng, (rows, columns) = np.random.default_rng(4), arrays("huggingface")["model.layers.0.mlp.up_proj.weight"].shape
+    path = folder / "ggml-adapter-model.bin"
+    path.write_bytes(written(3, 6, {"0.mlp.up_proj.A": rng.standard_normal((3, columns)).astype(np.float32),
+                                    "0.mlp.up_proj.B": rng.standard_normal((rows, 3)).astype(np.float32)}))
+    return path
+
+
 SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "gguf": gguf, "huggingface": huggingface, "meta": meta, "peft": peft, "llama2.c": llama2c,
     "ggml-llama": ggml_llama,
+    "chatglm.cpp": chatglm_cpp, "ggml-lora": ggml_lora,
     "sentencepiece": sentencepiece, "tiktoken": tiktoken, "tokenizer.json": tokenizer_json,
     "llama2c-tokenizer": llama2c_tokenizer}
 """By the loader's name: a new loader needs a line here."""
+
+REFUSING = ("ggml",)
+"""Loaders that know files only to say what they are."""
 
 HEADERS = {"gguf": 2048, "llama2.c": 256, "ggml-llama": 2560}
 """Bytes that tell how to read the rest, where they are not the usual ones."""

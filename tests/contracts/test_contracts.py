@@ -20,9 +20,10 @@ from bestiary.testing import (
 )
 from bestiary.testing.contract import imports_of
 from bestiary.testing.tiny import Ids, Model
-from tests.contracts.samples import HEADERS, SAMPLES
+from tests.contracts.samples import HEADERS, REFUSING, SAMPLES
 
 HOST = Host(HostSettings(names=()))
+OPENING = [loader for loader in HOST.loaders.values() if loader.name not in REFUSING]
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192, "rope_theta": 500000.0}
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
@@ -62,7 +63,7 @@ def architecture(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-@pytest.fixture(params=HOST.loaders.values(), ids=by_name)
+@pytest.fixture(params=OPENING, ids=by_name)
 def loader(request: pytest.FixtureRequest) -> Any:
     return request.param
 

@@ -109,8 +109,9 @@ class LoaderContract(Contract):
             json.dumps(opened.config, default=float)
         except (TypeError, ValueError) as error:
             raise Broken(f"the config holds what JSON cannot: {error}") from None
-        expect(opened.config or opened.tensors or not opened.tokenizer.empty, "the sample's checkpoint is empty")
-        for name, tensor in opened.tensors.items():
+        held = held_by(opened)
+        expect(opened.config or held or not opened.tokenizer.empty, "the sample's checkpoint is empty")
+        for name, tensor in held:
             expect(isinstance(name, str) and isinstance(tensor, Tensor), f"tensors has {name!r}: {tensor!r:.60}")
             expect(isinstance(tensor.shape, tuple) and all(type(size) is int and size > 0 for size in tensor.shape),
                    f"tensor {name} has the shape {tensor.shape}; a tuple of whole numbers above 0 is needed")
@@ -121,7 +122,7 @@ class LoaderContract(Contract):
 
     def test_a_tensor_reads_by_rows(self, loader: Loader, path: Path, host: Host) -> None:
         """Any range of rows is that of the whole, from several threads at once."""
-        for name, tensor in loader.open(path, host).tensors.items():
+        for name, tensor in held_by(loader.open(path, host)):
             whole, rows = tensor.read(0, tensor.rows), tensor.rows
             expect(whole.dtype == np.uint8 and whole.shape == (rows, tensor.row_bytes),
                    f"tensor {name}: read() gives {whole.dtype} of {whole.shape}; needed: uint8 of "
@@ -177,7 +178,7 @@ class LoaderContract(Contract):
                 place.write_bytes(data)
                 loader.recognise(target)
                 opened = loader.open(target, host)
-                for tensor in opened.tensors.values():
+                for _, tensor in held_by(opened):
                     for start in range(0, tensor.rows, step := max(1, (1 << 20) // max(tensor.row_bytes, 1))):
                         tensor.decode(start, min(start + step, tensor.rows))
                 make_tokenizer(opened.tokenizer, None, opened.config, host)
@@ -205,6 +206,11 @@ class LoaderContract(Contract):
             expect(graph == to_canonical(opened, family)[1], "written and read again it has another graph")
             opened = opened.having(config=found.config)
         same(found, opened, "written and read again")
+
+
+def held_by(opened: Checkpoint) -> list[tuple[str, Tensor]]:
+    """The tensors of a checkpoint, and what an adapter adds."""
+    return [*opened.tensors.items(), *(opened.adapter.added.items() if opened.adapter else ())]
 
 
 def contents(path: Path) -> dict[str, bytes]:

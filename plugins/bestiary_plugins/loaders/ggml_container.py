@@ -86,11 +86,13 @@ def read_entry(file: DataFile, offset: int, alignment: int = 1) -> Entry | None:
 
 
 def read_entries(file: DataFile, offset: int, alignment: int,
-                 encoding_of: Callable[[Entry], Encoding]) -> Iterator[tuple[Entry, Encoding]]:
-    """The tensors from the offset to the end of the file. Raises BestiaryError for what is none, or leaves the file."""
+                 encoding_of: Callable[[Entry], Encoding],
+                 read: Callable[[DataFile, int, int], Entry | None] = read_entry) -> Iterator[tuple[Entry, Encoding]]:
+    """The tensors from the offset to the end of the file. read: their headers, as `read_entry`. Raises BestiaryError
+    for what is none, or leaves the file."""
     seen: set[str] = set()
     while offset < file.size:
-        entry = read_entry(file, offset, alignment)
+        entry = read(file, offset, alignment)
         if entry is None:
             raise BestiaryError(f"{file.path}: no tensor begins at byte {offset} of {file.size}, where one should; the "
                                 "file is truncated or damaged")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.hostile.formats.adapters import peft, peft_torch
+from tests.hostile.formats.adapters import ggml_lora, peft, peft_torch
+from tests.hostile.formats.chatglm_cpp import chatglm_cpp
 from tests.hostile.formats.folders import huggingface, safetensors, safetensors_sharded
 from tests.hostile.formats.ggml_llama import ggjt, ggmf_parts, ggml_planar
 from tests.hostile.formats.gguf import gguf_planes, gguf_split, gguf_v1, gguf_v2, gguf_v3
@@ -24,6 +25,7 @@ FORMATS: dict[str, Callable[[], Sample]] = {
     "safetensors": safetensors, "safetensors-sharded": safetensors_sharded, "huggingface": huggingface,
     "torch-zip": torch_zip, "torch-old": torch_old, "meta": meta, "peft": peft, "peft-torch": peft_torch,
     "llama2c": llama2c, "ggml-planar": ggml_planar, "ggmf-parts": ggmf_parts, "ggjt": ggjt,
+    "chatglm.cpp": chatglm_cpp, "ggml-lora": ggml_lora,
     "sentencepiece": sentencepiece, "tiktoken": tiktoken, "tokenizer.json": tokenizer_json,
     "llama2c-tokenizer": llama2c_tokenizer, "template": template,
 }

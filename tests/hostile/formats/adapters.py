@@ -16,6 +16,7 @@ from tests.hostile.formats.folders import arrays, file_of, restructured, tokeniz
 from tests.hostile.formats.folders import safetensors as whole_model
 from tests.hostile.formats.sample import Files, Refusals, Sample, look
 from tests.hostile.formats.torch import Archive
+from tests.loaders.ggml_lora_files import written
 
 QUERY, EMBEDDING = "model.layers.0.self_attn.q_proj", "model.embed_tokens"
 RANK, ROWS = 4, 270
@@ -47,7 +48,8 @@ def settings() -> Files:
 
 def use(path: Path, loader: str, host: Host) -> None:
     """All that a user may do with an adapter. What is written can be read."""
-    model, out = path.parent / "model", path.parent / "merged.gguf"
+    beside = (path if path.is_dir() else path.parent).parent
+    model, out = beside / "model", beside / "merged.gguf"
     if not model.exists():
         model.mkdir()
         for name, data in whole_model().files.items():
@@ -105,3 +107,24 @@ def peft_torch() -> Sample:
         return f"{name}: {how}", {**files, name: data}
 
     return Sample({**settings(), name: archive.data}, "peft", "", damage, use)
+
+
+def ggml_lora() -> Sample:
+    """llama.cpp's: the query's matrix and one of the feed forward's."""
+    source, given, name = np.random.default_rng(6), arrays(), "ggml-adapter-model.bin"
+    factors, fields, pieces = {}, [(at, 4) for at in range(4, 16, 4)], []
+    for module in ("self_attn.q_proj", "mlp.up_proj"):
+        rows, columns = given[f"model.layers.0.{module}.weight"].shape
+        factors[f"0.{module}.A"] = (source.standard_normal((RANK, columns)) * 0.2).astype(np.float16)
+        factors[f"0.{module}.B"] = (source.standard_normal((rows, RANK)) * 0.2).astype(np.float32)
+    data = written(RANK, 8, factors)
+    at = 0
+    while (at := data.find(b"layers.0.", at + 1)) > 0:
+        fields += [(place, 4) for place in range(at - 20, at, 4)]
+        pieces.append((at - 20, 20 + data.index(b".lora", at) + 6 - at))
+
+    def damage(files: Files, seed: int) -> tuple[str, Files]:
+        how, changed = damaged(data, seed, 16, fields, pieces)
+        return how, {name: changed}
+
+    return Sample({name: data}, "ggml-lora", name, damage, use)
