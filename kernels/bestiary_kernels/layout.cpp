@@ -94,33 +94,46 @@ bool one_run(const Field &f, size_t i, i64 entry, i64 count, int shift) {
     return run.entry == entry && run.count == count && run.shift == shift;
 }
 
-bool whole_half(const FactorField &f) {
+bool whole_bytes(const FactorField &f, int32_t number) {
     const Field &at = f.at;
-    return f.number == kNumberF16 && f.integer.empty() && at.offsets.size() == 1 && at.offsets[0] % 8 == 0 &&
+    return f.number == number && f.integer.empty() && at.offsets.size() == 1 && at.offsets[0] % 8 == 0 &&
            at.stride % 8 == 0;
+}
+
+// Entries beside one another from a whole byte on.
+bool beside(const Field &f) {
+    for (size_t i = 0; i < f.offsets.size(); ++i)
+        if (f.offsets[i] != f.offsets[0] + (i64)i * f.width) return false;
+    return f.offsets[0] % 8 == 0 && f.stride % 8 == 0;
 }
 
 } // namespace
 
 void Layout::prepare() {
     straight = {};
-    if (kind >= kF32 || codes.empty() || columns % kBlock || codes[0].offsets.size() != (size_t)kBlock) return;
+    if (kind >= kF32 || codes.empty() || columns % kBlock) return;
     const Field &f = codes[0];
-    const bool nibbles = f.width == 4 && f.runs.size() == 2 && one_run(f, 0, 0, 16, 0) && one_run(f, 1, 16, 16, 4) &&
-                         f.runs[0].byte == f.runs[1].byte;
-    const bool bytes = f.width == 8 && f.runs.size() == 1 && one_run(f, 0, 0, 32, 0);
-    if (kind == kByte ? !bytes || !book.empty() || codes.size() != 1 : !nibbles) return;
+    const i64 period = (i64)f.offsets.size();
+    const bool whole = period == kBlock;
+    const bool halves = whole && f.width == 4 && f.runs.size() == 2 && one_run(f, 0, 0, 16, 0) &&
+                        one_run(f, 1, 16, 16, 4) && f.runs[0].byte == f.runs[1].byte;
+    const bool in_order = f.width == 4 && (whole || period == kBlock / 2) && beside(f);
+    const bool bytes = whole && f.width == 8 && f.runs.size() == 1 && one_run(f, 0, 0, 32, 0);
+    if (kind == kByte ? !bytes || !book.empty() || codes.size() != 1 : !halves && !in_order) return;
     if (kind == kFive) {
         if (codes.size() != 2 || is_signed) return;
         const Field &top = codes[1];
-        if (top.width != 1 || top.stride % 8 || top.offsets.size() != (size_t)kBlock || top.offsets[0] % 8) return;
-        for (i64 i = 0; i < kBlock; ++i)
-            if (top.offsets[(size_t)i] != top.offsets[0] + i) return;
+        if (top.width != 1 || top.offsets.size() != (size_t)kBlock || !beside(top)) return;
         straight.fifth = top.plane_start + top.offsets[0] / 8, straight.fifth_step = top.stride / 8;
     } else if (codes.size() != 1) return;
-    straight.first = f.plane_start + f.runs[0].byte, straight.step = f.stride / 8;
+    straight.first = f.plane_start + f.offsets[0] / 8, straight.step = kBlock / period * (f.stride / 8);
+    straight.in_order = in_order;
+    if (!whole) straight.second = f.stride / 8;
     straight.flip = !is_signed ? 0 : kind == kByte ? 0x80808080u : 0x88888888u;
-    straight.numbers = group == kBlock && factor == 1.0f && whole_half(scale) && (!minimum || whole_half(low));
+    const int32_t number = scale.number;
+    straight.numbers = (group == kBlock || group == kBlock / 2) && factor == 1.0f &&
+                       (number == kNumberF16 || number == kNumberF32) && whole_bytes(scale, number) &&
+                       (!minimum || whole_bytes(low, number));
 }
 
 void Layout::read_codes(const uint8_t *row, uint8_t *out) const {
@@ -187,14 +200,34 @@ Matrix packed_shape(const Layout &layout, i64 rows) {
 
 namespace {
 
-// Sixteen rows' four words -> four vectors of sixteen words, `flip` changed in each.
-void interleave_words(const uint8_t *row, i64 stride, uint32_t flip, uint8_t *out) {
+#if !defined(BESTIARY_SSE2)
+// Of 32 nibbles in order, two neighbours a byte, bytes of two that are 16 apart.
+void to_halves(const uint8_t *first, const uint8_t *second, uint8_t *out) {
+    for (int i = 0; i < 8; ++i) {
+        out[2 * i] = (uint8_t)((first[i] & 15) | second[i] << 4);
+        out[2 * i + 1] = (uint8_t)(first[i] >> 4 | (second[i] & 0xF0));
+    }
+}
+#endif
+
+// Sixteen rows' four words -> four vectors of sixteen words, `flip` changed in each. InOrder: the words are nibbles in
+// order, and the last eight bytes of a row are `second` behind the first.
+template <bool InOrder = false>
+void interleave_words(const uint8_t *row, i64 stride, uint32_t flip, uint8_t *out, i64 second = 8) {
 #if defined(BESTIARY_SSE2)
-    const __m128i change = _mm_set1_epi32((int)flip);
+    const __m128i change = _mm_set1_epi32((int)flip), low = _mm_set1_epi8(15);
     for (int r = 0; r < 16; r += 4, row += 4 * stride, out += 16) {
         __m128i x[4];
-        for (int i = 0; i < 4; ++i)
-            x[i] = _mm_xor_si128(_mm_loadu_si128((const __m128i *)(row + i * stride)), change);
+        for (int i = 0; i < 4; ++i) {
+            const uint8_t *from = row + i * stride;
+            if (InOrder) {
+                const __m128i bytes = _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *)from),
+                                                         _mm_loadl_epi64((const __m128i *)(from + second)));
+                const __m128i even = _mm_and_si128(bytes, low), odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), low);
+                x[i] = _mm_or_si128(_mm_unpacklo_epi8(even, odd), _mm_slli_epi16(_mm_unpackhi_epi8(even, odd), 4));
+            } else x[i] = _mm_loadu_si128((const __m128i *)from);
+            x[i] = _mm_xor_si128(x[i], change);
+        }
         const __m128i a = _mm_unpacklo_epi32(x[0], x[1]), b = _mm_unpacklo_epi32(x[2], x[3]);
         const __m128i c = _mm_unpackhi_epi32(x[0], x[1]), d = _mm_unpackhi_epi32(x[2], x[3]);
         _mm_storeu_si128((__m128i *)out, _mm_unpacklo_epi64(a, b));
@@ -203,13 +236,17 @@ void interleave_words(const uint8_t *row, i64 stride, uint32_t flip, uint8_t *ou
         _mm_storeu_si128((__m128i *)(out + 192), _mm_unpackhi_epi64(c, d));
     }
 #else
-    for (int r = 0; r < 16; ++r)
+    for (int r = 0; r < 16; ++r) {
+        uint8_t bytes[16];
+        if (InOrder) to_halves(row + r * stride, row + r * stride + second, bytes);
+        else std::memcpy(bytes, row + r * stride, 16);
         for (int i = 0; i < 4; ++i) {
             uint32_t x;
-            std::memcpy(&x, row + r * stride + 4 * i, 4);
+            std::memcpy(&x, bytes + 4 * i, 4);
             x ^= flip;
             std::memcpy(out + 64 * i + 4 * r, &x, 4);
         }
+    }
 #endif
 }
 
@@ -280,8 +317,10 @@ void pack_straight_codes(const Matrix &m, const Layout &layout, const uint8_t *r
     for (i64 b = 0; b < m.blocks; ++b) {
         uint8_t *to = group + m.codes_at(b);
         const uint8_t *from = rows + s.first + b * s.step;
-        for (int i = 0; i < quarters; ++i)
-            interleave_words(from + 16 * i, layout.row_bytes, s.flip, to + 256 * i);
+        if (s.in_order) interleave_words<true>(from, layout.row_bytes, s.flip, to, s.second);
+        else
+            for (int i = 0; i < quarters; ++i)
+                interleave_words(from + 16 * i, layout.row_bytes, s.flip, to + 256 * i);
         if (m.kind != kFive) continue;
         uint32_t bits[kLanes];
         const uint8_t *top = rows + s.fifth + b * s.fifth_step;
@@ -291,17 +330,27 @@ void pack_straight_codes(const Matrix &m, const Layout &layout, const uint8_t *r
     }
 }
 
-// One f16 of sixteen rows and every block, to `to` in the blocks' headers.
-void pack_straight_halves(const Matrix &m, const Layout &layout, const Field &at, uint16_t flip, const uint8_t *rows,
-                          uint8_t *to) {
+// A number of sixteen rows and every group, to `to` in the blocks' headers.
+template <class T>
+void pack_straight_numbers(const Matrix &m, const Layout &layout, const Field &at, T flip, const uint8_t *rows,
+                           uint8_t *to) {
     const i64 step = at.stride / 8, further = m.header + m.code_bytes;
     const uint8_t *from = rows + at.plane_start + at.offsets[0] / 8;
-    for (i64 b = 0; b < m.blocks; ++b, from += step, to += further) {
-        uint16_t x[kLanes];
-        for (i64 r = 0; r < kLanes; ++r) std::memcpy(x + r, from + r * layout.row_bytes, 2);
-        for (i64 r = 0; r < kLanes; ++r) x[r] ^= flip;
-        std::memcpy(to, x, sizeof x);
-    }
+    for (i64 b = 0; b < m.blocks; ++b, to += further)
+        for (int part = 0; part < (m.half ? 2 : 1); ++part, from += step) {
+            T x[kLanes];
+            for (i64 r = 0; r < kLanes; ++r) std::memcpy(x + r, from + r * layout.row_bytes, sizeof(T));
+            for (i64 r = 0; r < kLanes; ++r) x[r] ^= flip;
+            std::memcpy(to + part * sizeof x, x, sizeof x);
+        }
+}
+
+// Scales and minimums that stand in the file as they are packed.
+template <class T> void pack_straight_headers(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 start) {
+    uint8_t *to = m.data + start / kLanes * m.group_bytes;
+    pack_straight_numbers<T>(m, layout, layout.scale.at, 0, rows, to);
+    const T flip = layout.minimum_sign < 0 ? (T)((T)1 << (8 * sizeof(T) - 1)) : 0;
+    if (m.minimum) pack_straight_numbers<T>(m, layout, layout.low.at, flip, rows, to + m.header / 2);
 }
 
 void put_number(uint8_t *header, i64 lane, bool wide, float value, uint16_t half) {
@@ -367,10 +416,8 @@ void pack_rows(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 s
         else
             for (i64 i = 0; i < taken; ++i) pack_codes(m, layout, rows + i * layout.row_bytes, start + i, code.data());
         if (whole && layout.straight.numbers) {
-            uint8_t *to = m.data + start / kLanes * m.group_bytes;
-            pack_straight_halves(m, layout, layout.scale.at, 0, rows, to);
-            const uint16_t flip = layout.minimum_sign < 0 ? 0x8000 : 0;
-            if (m.minimum) pack_straight_halves(m, layout, layout.low.at, flip, rows, to + 32);
+            if (m.wide) pack_straight_headers<uint32_t>(m, layout, rows, start);
+            else pack_straight_headers<uint16_t>(m, layout, rows, start);
         } else
             for (i64 i = 0; i < taken; ++i) pack_numbers(m, layout, rows + i * layout.row_bytes, start + i);
     }

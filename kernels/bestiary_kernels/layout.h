@@ -53,8 +53,10 @@ struct Layout {
     // `step` bytes further. Fifth bits, if there are any, are beside them as one number.
     struct Straight {
         i64 first = -1, step = 0, fifth = -1, fifth_step = 0;
+        i64 second = 8;          // of 16 bytes of nibbles: where the last 8 are, behind `first`
+        bool in_order = false;   // nibbles: two neighbours a byte, else two that are 16 columns apart
         uint32_t flip = 0;       // of signed codes
-        bool numbers = false;    // scale and minimum are one f16 each in every 32 columns, at whole bytes
+        bool numbers = false;    // scales and minimums are whole bytes, and of the type that they are packed as
     } straight;
 
     void prepare(); // once all fields are there

@@ -162,7 +162,7 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
             raise BestiaryError(f"tensor {name} has the shape {tuple(tensors[name].shape)}; the model needs "
                                 f"{tuple(shape)}")
     work: list[Piece] = []
-    warned: set[str] = set()
+    decoded: dict[str, tuple[str | None, set[str]]] = {}  # encoding -> why, and what such weights are kept as
     for name in graph.weights:
         tensor = tensors[name]
         if name in numbers:
@@ -180,10 +180,8 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
             weights.tables[name] = held.tables[name]
             continue
         encoding = stored_as(tensor, name not in looked_up)
-        if encoding is not tensor.encoding and tensor.encoding.name not in warned:
-            warned.add(tensor.encoding.name)
-            log.warning("the cpu backend's kernels do not hold %s (%s): such weights are kept as %s",
-                        tensor.encoding.name, why_not(tensor.encoding), encoding.name)
+        if encoding is not tensor.encoding:
+            decoded.setdefault(tensor.encoding.name, (why_not(tensor.encoding), set()))[1].add(encoding.name)
         layout = kernel_layout(encoding, tensor.columns)
         count = tensor.shape[0] if name in stacked else 1
         rows = tensor.rows // count
@@ -196,6 +194,10 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
         step = max(1, CHUNK_BYTES // max(1, tensor.row_bytes) // 16) * 16  # whole row groups
         work += [(name, first + start, first + min(start + step, rows), encoding)
                  for first in range(0, tensor.rows, rows) for start in range(0, rows, step)]
+
+    for of, (why, kept) in decoded.items():
+        log.warning("the cpu backend's kernels do not hold %s (%s): such weights are kept as %s", of, why,
+                    " and ".join(sorted(kept)))
 
     def one(item: Piece) -> int:
         name, start, stop, encoding = item
