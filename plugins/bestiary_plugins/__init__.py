@@ -34,6 +34,7 @@ LOADERS = (
     "loaders.meta:Meta",
     "loaders.peft:Peft",
     "loaders.llama2c:Llama2c",
+    "loaders.ggml_llama:GgmlLlama",
     "loaders.vocabulary_files:SentencePieceFile",
     "loaders.vocabulary_files:RankListFile",
     "loaders.vocabulary_files:TokenizerJsonFile",

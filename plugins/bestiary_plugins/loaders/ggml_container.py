@@ -54,14 +54,12 @@ def read_vocabulary(cursor: Cursor, count: int, scored: bool) -> tuple[list[byte
     BestiaryError where the file does not hold as many."""
     if not 0 <= count <= cursor.left // (8 if scored else 4):
         raise BestiaryError(f"{cursor.file.path} claims a vocabulary of {count} pieces; {cursor.left} bytes are left")
+    cursor.count_as("<I")
+    entries = cursor.strings(count, "the vocabulary", 4 if scored else 0)
     if not scored:
-        cursor.count_as("<I")
-        return cursor.strings(count, "the vocabulary"), []
-    pieces, scores, number = [], [], struct.Struct("<f")
-    for _ in range(count):
-        pieces.append(cursor.take(cursor.u32("the vocabulary"), "the vocabulary"))
-        scores.append(number.unpack(cursor.take(4, "the vocabulary"))[0])
-    return pieces, scores
+        return entries, []
+    scores = struct.unpack(f"<{count}f", b"".join(entry[-4:] for entry in entries))
+    return [entry[:-4] for entry in entries], list(scores)
 
 
 def read_entry(file: DataFile, offset: int, alignment: int = 1) -> Entry | None:
@@ -97,6 +95,9 @@ def read_entries(file: DataFile, offset: int, alignment: int,
                                                     f"more than {MOST_TENSORS} tensors"))
         seen.add(entry.name)
         encoding = encoding_of(entry)
+        if not encoding.fits(entry.shape[-1]):
+            raise BestiaryError(f"{file.path}: tensor {entry.name} has rows of {entry.shape[-1]} weights, which are no "
+                                f"whole number of {encoding.name}'s blocks of {encoding.block_size}")
         size = prod(entry.shape[:-1]) * encoding.row_bytes(entry.shape[-1])
         file.check(entry.offset, size, f"tensor {entry.name}")
         yield entry, encoding
