@@ -93,11 +93,20 @@ def signed_bytes(random: np.random.Generator, count: int, deviation: float) -> B
     return data
 
 
+def wide_blocks(random: np.random.Generator, count: int, deviation: float) -> Bytes:
+    """As `blocks` of 4 bits, with scales that are f32 and no f16 numbers: q4_0 of April 2023."""
+    data = np.frombuffer(random.bytes(count * 20), np.uint8).reshape(count, 20).copy()
+    scale = (deviation / 4.6 * random.uniform(0.5, 1.5, count) * random.choice((-1, 1), count)).astype(np.float32)
+    data[:, :4] = scale.view(np.uint8).reshape(count, 4)
+    return data
+
+
 DRAWN: Mapping[str, Any] = {
     "f16": lambda random, count, deviation: plain(random, count, deviation, 10, 15),
     "bf16": lambda random, count, deviation: plain(random, count, deviation, 7, 127),
     "q8_0": signed_bytes,
     "q4_0": lambda random, count, deviation: blocks(random, count, deviation, 18, 4.6),
+    "q4_0_v1": wide_blocks,
     "q4_1": lambda random, count, deviation: blocks(random, count, deviation, 20, 4.6, -7.5),
     "q5_0": lambda random, count, deviation: blocks(random, count, deviation, 22, 9.2),
 }
