@@ -114,8 +114,8 @@ def test_two_that_mean_different_things_by_a_name_clash_and_preference_settles_i
         tmp_path: Path, path: Path, other: Callable[[Path, str, str], str]) -> None:
     files = loader(tmp_path, "newt", encoding()), other(tmp_path, "mole", encoding(rest="offset=8"))
     host = host_with(*files)
-    with pytest.raises(BestiaryError, match=rf"^encoding '{TYPE}' is provided by \w+.py and by \w+.py; choose .*--prefer "
-                                            r"newt.py"):
+    said = rf"^encoding '{TYPE}' is provided by \w+.py and by \w+.py; choose .*--prefer newt.py"
+    with pytest.raises(BestiaryError, match=said):
         host.encodings[TYPE]
     with pytest.raises(BestiaryError, match=f"encoding '{TYPE}' is provided by "):
         host.open(path)
