@@ -30,14 +30,45 @@ void Field::prepare() {
     }
 }
 
-uint32_t Field::at(const uint8_t *row, i64 i) const {
-    const i64 period = (i64)offsets.size();
-    const i64 bit = period == 1 ? offsets[0] + i * stride : offsets[(size_t)(i % period)] + i / period * stride;
-    const uint8_t *p = row + plane_start + bit / 8;
-    const int shift = (int)(bit % 8), bytes = (shift + width + 7) / 8;
+namespace {
+
+uint32_t bits_at(const uint8_t *plane, i64 bit, int width) {
+    const uint8_t *p = plane + (bit >> 3);
+    const int shift = (int)(bit & 7);
+    if (shift + width <= 8) return (uint32_t)(*p >> shift) & ((1u << width) - 1);
+    const int bytes = (shift + width + 7) / 8;
     uint64_t value = 0;
     for (int j = 0; j < bytes; ++j) value |= (uint64_t)p[j] << (8 * j);
     return (uint32_t)((value >> shift) & ((uint64_t(1) << width) - 1));
+}
+
+float number_of(uint32_t bits, int32_t number) {
+    float x;
+    switch (number) {
+    case kNumberF32: std::memcpy(&x, &bits, 4); return x;
+    case kNumberF16: return f16_to_f32((uint16_t)bits);
+    case kNumberBF16: {
+        const uint32_t up = bits << 16;
+        std::memcpy(&x, &up, 4);
+        return x;
+    }
+    default: return std::ldexp(1.0f, (int)bits - 127);
+    }
+}
+
+} // namespace
+
+uint32_t Field::at(const uint8_t *row, i64 i) const {
+    const i64 period = (i64)offsets.size();
+    const i64 bit = period == 1 ? offsets[0] + i * stride : offsets[(size_t)(i % period)] + i / period * stride;
+    return bits_at(row + plane_start, bit, width);
+}
+
+void Field::all(const uint8_t *row, i64 count, uint32_t *out) const {
+    i64 i = 0;
+    for (i64 start = 0; i < count; start += stride)
+        for (size_t j = 0; j < offsets.size() && i < count; ++j, ++i)
+            out[i] = bits_at(row + plane_start, start + offsets[j], width);
 }
 
 void Field::gather(const uint8_t *row, i64 count, int shift, uint8_t *out) const {
@@ -65,18 +96,7 @@ void Field::gather(const uint8_t *row, i64 count, int shift, uint8_t *out) const
 }
 
 float FactorField::value(const uint8_t *row, i64 group) const {
-    const uint32_t bits = at.at(row, group);
-    float x;
-    switch (number) {
-    case kNumberF32: std::memcpy(&x, &bits, 4); break;
-    case kNumberF16: x = f16_to_f32((uint16_t)bits); break;
-    case kNumberBF16: {
-        const uint32_t up = bits << 16;
-        std::memcpy(&x, &up, 4);
-        break;
-    }
-    default: x = std::ldexp(1.0f, (int)bits - 127);
-    }
+    const float x = number_of(at.at(row, group), number);
     if (integer.empty()) return x;
     uint32_t whole = 0;
     int shift = 0;
@@ -85,6 +105,22 @@ float FactorField::value(const uint8_t *row, i64 group) const {
         shift += piece.width;
     }
     return x * (float)((i64)(int32_t)whole + bias);
+}
+
+void FactorField::values(const uint8_t *row, i64 groups, uint32_t *work, float *out) const {
+    at.all(row, groups, work);
+    for (i64 g = 0; g < groups; ++g) // one number often serves several groups
+        out[g] = g && work[g] == work[g - 1] ? out[g - 1] : number_of(work[g], number);
+    if (integer.empty()) return;
+    uint32_t *piece = work + groups;
+    std::fill(work, piece, 0);
+    int shift = 0;
+    for (const Field &part : integer) {
+        part.all(row, groups, piece);
+        for (i64 g = 0; g < groups; ++g) work[g] |= piece[g] << shift;
+        shift += part.width;
+    }
+    for (i64 g = 0; g < groups; ++g) out[g] *= (float)((i64)(int32_t)work[g] + bias);
 }
 
 namespace {
@@ -382,20 +418,21 @@ void pack_codes(const Matrix &m, const Layout &layout, const uint8_t *row, i64 a
     }
 }
 
-// One row's scales and minimums, of any layout.
-void pack_numbers(const Matrix &m, const Layout &layout, const uint8_t *row, i64 at) {
+// One row's scales and minimums, of any layout. values: room for a row's numbers, work: for twice as many.
+void pack_numbers(const Matrix &m, const Layout &layout, const uint8_t *row, i64 at, std::vector<uint32_t> &work,
+                  std::vector<float> &values) {
     const i64 parts = m.half ? 2 : 1, step = m.wide ? 64 : 32, lane = at % kLanes;
-    const i64 numbers = (layout.columns + layout.group - 1) / layout.group, stride = m.header + m.span * m.code_bytes;
-    uint8_t *to = m.data + at / kLanes * m.group_bytes;
-    for (i64 g = 0; g < numbers; ++g) {
-        uint8_t *header = to + (m.half ? g / 2 * stride + g % 2 * step : g * stride);
-        const float d = m.wide ? layout.scale.value(row, g) * layout.factor : 0.0f;
-        put_number(header, lane, m.wide, d, m.wide ? 0 : (uint16_t)layout.scale.at.at(row, g));
-        if (m.minimum) {
-            uint16_t half = m.wide ? 0 : (uint16_t)layout.low.at.at(row, g);
-            if (layout.minimum_sign < 0) half ^= 0x8000;
-            const float low = m.wide ? layout.minimum_sign * layout.low.value(row, g) : 0.0f;
-            put_number(header + parts * step, lane, m.wide, low, half);
+    const i64 numbers = (i64)values.size(), stride = m.header + m.span * m.code_bytes;
+    for (int part = 0; part < (m.minimum ? 2 : 1); ++part) {
+        const FactorField &from = part ? layout.low : layout.scale;
+        const float factor = part ? layout.minimum_sign : layout.factor;
+        uint8_t *to = m.data + at / kLanes * m.group_bytes + part * parts * step;
+        if (m.wide) from.values(row, numbers, work.data(), values.data());
+        else from.at.all(row, numbers, work.data());
+        for (i64 g = 0; g < numbers; ++g) {
+            uint8_t *header = to + (m.half ? g / 2 * stride + g % 2 * step : g * stride);
+            const uint16_t half = (uint16_t)(work[(size_t)g] ^ (part && factor < 0 ? 0x8000 : 0));
+            put_number(header, lane, m.wide, factor * values[(size_t)g], half);
         }
     }
 }
@@ -404,6 +441,9 @@ void pack_numbers(const Matrix &m, const Layout &layout, const uint8_t *row, i64
 
 void pack_rows(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 start, i64 count) {
     std::vector<uint8_t> code((size_t)(m.blocks * kBlock));
+    const size_t numbers = layout.group ? (size_t)((layout.columns + layout.group - 1) / layout.group) : 0;
+    std::vector<float> values(numbers);
+    std::vector<uint32_t> work(2 * numbers);
     for (i64 r = 0, taken; r < count; r += taken, start += taken, rows += taken * layout.row_bytes) {
         const bool whole = start % kLanes == 0 && count - r >= kLanes; // row groups at once, what is left row by row
         taken = whole ? kLanes : 1;
@@ -419,7 +459,8 @@ void pack_rows(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 s
             if (m.wide) pack_straight_headers<uint32_t>(m, layout, rows, start);
             else pack_straight_headers<uint16_t>(m, layout, rows, start);
         } else
-            for (i64 i = 0; i < taken; ++i) pack_numbers(m, layout, rows + i * layout.row_bytes, start + i);
+            for (i64 i = 0; i < taken; ++i)
+                pack_numbers(m, layout, rows + i * layout.row_bytes, start + i, work, values);
     }
 }
 

@@ -19,6 +19,7 @@ struct Field {
     std::vector<Run> runs; // of one period; empty where the fields do not allow it
     void prepare();
     uint32_t at(const uint8_t *row, i64 i) const;
+    void all(const uint8_t *row, i64 count, uint32_t *out) const; // entries 0..count-1
     // out[i] |= entry i << shift, for codes of at most 8 bits.
     void gather(const uint8_t *row, i64 count, int shift, uint8_t *out) const;
 };
@@ -31,6 +32,7 @@ struct FactorField {
     std::vector<Field> integer;
     i64 bias = 0;
     float value(const uint8_t *row, i64 group) const;
+    void values(const uint8_t *row, i64 groups, uint32_t *work, float *out) const; // work: room for 2 * groups
 };
 
 struct Layout {
