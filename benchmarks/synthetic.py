@@ -93,11 +93,23 @@ def signed_bytes(random: np.random.Generator, count: int, deviation: float) -> B
     return data
 
 
+def wide_blocks(random: np.random.Generator, count: int, deviation: float, halves: bool) -> Bytes:
+    """As `blocks` of 4 bits, with scales of f32: q4_0 of April 2023. halves: whether they are f16 numbers all the
+    same, as those that the quantizer wrote from 25 April on; before, it divided by 7."""
+    data = np.frombuffer(random.bytes(count * 20), np.uint8).reshape(count, 20).copy()
+    scale = (deviation / 4.6 * random.uniform(0.5, 1.5, count) * random.choice((-1, 1), count)).astype(np.float32)
+    if halves:
+        scale = scale.astype(np.float16).astype(np.float32)
+    data[:, :4] = scale.view(np.uint8).reshape(count, 4)
+    return data
+
+
 DRAWN: Mapping[str, Any] = {
     "f16": lambda random, count, deviation: plain(random, count, deviation, 10, 15),
     "bf16": lambda random, count, deviation: plain(random, count, deviation, 7, 127),
     "q8_0": signed_bytes,
     "q4_0": lambda random, count, deviation: blocks(random, count, deviation, 18, 4.6),
+    "q4_0_v1": lambda random, count, deviation: wide_blocks(random, count, deviation, False),
     "q4_1": lambda random, count, deviation: blocks(random, count, deviation, 20, 4.6, -7.5),
     "q5_0": lambda random, count, deviation: blocks(random, count, deviation, 22, 9.2),
 }
@@ -107,15 +119,15 @@ DRAWN: Mapping[str, Any] = {
 class RandomTensor(Tensor):
     """A matrix that is drawn while it is read. The same ranges of rows give the same bytes again."""
 
-    def __init__(self, name: str, shape: tuple[int, ...], encoding: Encoding) -> None:
-        self.shape, self.encoding = shape, encoding
+    def __init__(self, name: str, shape: tuple[int, ...], encoding: Encoding, drawn: Any = None) -> None:
+        self.shape, self.encoding, self._drawn = shape, encoding, drawn or DRAWN[encoding.name]
         self._seed = zlib.crc32(name.encode())
         self._deviation = 1.0 if name == "token_embd.weight" else self.columns ** -0.5
 
     def read(self, start: int, stop: int) -> Bytes:
         random = np.random.Generator(np.random.SFC64([self._seed, start]))
         count = (stop - start) * self.columns // self.encoding.block_size
-        drawn: Bytes = DRAWN[self.encoding.name](random, count, self._deviation)
+        drawn: Bytes = self._drawn(random, count, self._deviation)
         return drawn.reshape(stop - start, self.row_bytes)
 
 
@@ -146,13 +158,13 @@ def letters(number: int) -> bytes:
     return bytes(word)
 
 
-def checkpoint(config: Config, type: str, host: Host) -> Checkpoint:
-    """Every matrix, the embedding and the output too, in the encoding named."""
+def checkpoint(config: Config, type: str, host: Host, drawn: Any = None) -> Checkpoint:
+    """Every matrix, the embedding and the output too, in the encoding named. drawn: in the place of DRAWN's."""
     family = host.architecture_of(config, TokenizerMaterial())
     normal = family.normalise(config, {})
     encoding = host.encodings[type]
     graph = family.graph(normal, normal["max_position_embeddings"])
-    tensors = {name: RandomTensor(name, shape, encoding) if len(shape) > 1 else vector(name, shape)
+    tensors = {name: RandomTensor(name, shape, encoding, drawn) if len(shape) > 1 else vector(name, shape)
                for name, shape in graph.weights.items()}
     return Checkpoint(Path("synthetic"), normal, tensors, CANONICAL, vocabulary(normal["vocab_size"]))
 

@@ -396,6 +396,11 @@ cdef class Layout:
         """Whether packing only moves bytes: the quick way."""
         return self.layout.kind >= kF32 or self.layout.straight.first >= 0 and self.layout.straight.numbers
 
+    @property
+    def packed_bytes(self):
+        """Bytes of sixteen rows once they are packed."""
+        return packed_shape(self.layout, 16).group_bytes
+
     def decode(self, const uint8_t[:, ::1] rows, float[:, ::1] out):
         """Rows of bytes -> their weights."""
         if rows.shape[1] != self.layout.row_bytes or out.shape[0] != rows.shape[0] \

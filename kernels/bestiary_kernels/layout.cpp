@@ -30,14 +30,45 @@ void Field::prepare() {
     }
 }
 
-uint32_t Field::at(const uint8_t *row, i64 i) const {
-    const i64 period = (i64)offsets.size();
-    const i64 bit = period == 1 ? offsets[0] + i * stride : offsets[(size_t)(i % period)] + i / period * stride;
-    const uint8_t *p = row + plane_start + bit / 8;
-    const int shift = (int)(bit % 8), bytes = (shift + width + 7) / 8;
+namespace {
+
+uint32_t bits_at(const uint8_t *plane, i64 bit, int width) {
+    const uint8_t *p = plane + (bit >> 3);
+    const int shift = (int)(bit & 7);
+    if (shift + width <= 8) return (uint32_t)(*p >> shift) & ((1u << width) - 1);
+    const int bytes = (shift + width + 7) / 8;
     uint64_t value = 0;
     for (int j = 0; j < bytes; ++j) value |= (uint64_t)p[j] << (8 * j);
     return (uint32_t)((value >> shift) & ((uint64_t(1) << width) - 1));
+}
+
+float number_of(uint32_t bits, int32_t number) {
+    float x;
+    switch (number) {
+    case kNumberF32: std::memcpy(&x, &bits, 4); return x;
+    case kNumberF16: return f16_to_f32((uint16_t)bits);
+    case kNumberBF16: {
+        const uint32_t up = bits << 16;
+        std::memcpy(&x, &up, 4);
+        return x;
+    }
+    default: return std::ldexp(1.0f, (int)bits - 127);
+    }
+}
+
+} // namespace
+
+uint32_t Field::at(const uint8_t *row, i64 i) const {
+    const i64 period = (i64)offsets.size();
+    const i64 bit = period == 1 ? offsets[0] + i * stride : offsets[(size_t)(i % period)] + i / period * stride;
+    return bits_at(row + plane_start, bit, width);
+}
+
+void Field::all(const uint8_t *row, i64 count, uint32_t *out) const {
+    i64 i = 0;
+    for (i64 start = 0; i < count; start += stride)
+        for (size_t j = 0; j < offsets.size() && i < count; ++j, ++i)
+            out[i] = bits_at(row + plane_start, start + offsets[j], width);
 }
 
 void Field::gather(const uint8_t *row, i64 count, int shift, uint8_t *out) const {
@@ -65,18 +96,7 @@ void Field::gather(const uint8_t *row, i64 count, int shift, uint8_t *out) const
 }
 
 float FactorField::value(const uint8_t *row, i64 group) const {
-    const uint32_t bits = at.at(row, group);
-    float x;
-    switch (number) {
-    case kNumberF32: std::memcpy(&x, &bits, 4); break;
-    case kNumberF16: x = f16_to_f32((uint16_t)bits); break;
-    case kNumberBF16: {
-        const uint32_t up = bits << 16;
-        std::memcpy(&x, &up, 4);
-        break;
-    }
-    default: x = std::ldexp(1.0f, (int)bits - 127);
-    }
+    const float x = number_of(at.at(row, group), number);
     if (integer.empty()) return x;
     uint32_t whole = 0;
     int shift = 0;
@@ -87,6 +107,22 @@ float FactorField::value(const uint8_t *row, i64 group) const {
     return x * (float)((i64)(int32_t)whole + bias);
 }
 
+void FactorField::values(const uint8_t *row, i64 groups, uint32_t *work, float *out) const {
+    at.all(row, groups, work);
+    for (i64 g = 0; g < groups; ++g) // one number often serves several groups
+        out[g] = g && work[g] == work[g - 1] ? out[g - 1] : number_of(work[g], number);
+    if (integer.empty()) return;
+    uint32_t *piece = work + groups;
+    std::fill(work, piece, 0);
+    int shift = 0;
+    for (const Field &part : integer) {
+        part.all(row, groups, piece);
+        for (i64 g = 0; g < groups; ++g) work[g] |= piece[g] << shift;
+        shift += part.width;
+    }
+    for (i64 g = 0; g < groups; ++g) out[g] *= (float)((i64)(int32_t)work[g] + bias);
+}
+
 namespace {
 
 bool one_run(const Field &f, size_t i, i64 entry, i64 count, int shift) {
@@ -94,33 +130,46 @@ bool one_run(const Field &f, size_t i, i64 entry, i64 count, int shift) {
     return run.entry == entry && run.count == count && run.shift == shift;
 }
 
-bool whole_half(const FactorField &f) {
+bool whole_bytes(const FactorField &f, int32_t number) {
     const Field &at = f.at;
-    return f.number == kNumberF16 && f.integer.empty() && at.offsets.size() == 1 && at.offsets[0] % 8 == 0 &&
+    return f.number == number && f.integer.empty() && at.offsets.size() == 1 && at.offsets[0] % 8 == 0 &&
            at.stride % 8 == 0;
+}
+
+// Entries beside one another from a whole byte on.
+bool beside(const Field &f) {
+    for (size_t i = 0; i < f.offsets.size(); ++i)
+        if (f.offsets[i] != f.offsets[0] + (i64)i * f.width) return false;
+    return f.offsets[0] % 8 == 0 && f.stride % 8 == 0;
 }
 
 } // namespace
 
 void Layout::prepare() {
     straight = {};
-    if (kind >= kF32 || codes.empty() || columns % kBlock || codes[0].offsets.size() != (size_t)kBlock) return;
+    if (kind >= kF32 || codes.empty() || columns % kBlock) return;
     const Field &f = codes[0];
-    const bool nibbles = f.width == 4 && f.runs.size() == 2 && one_run(f, 0, 0, 16, 0) && one_run(f, 1, 16, 16, 4) &&
-                         f.runs[0].byte == f.runs[1].byte;
-    const bool bytes = f.width == 8 && f.runs.size() == 1 && one_run(f, 0, 0, 32, 0);
-    if (kind == kByte ? !bytes || !book.empty() || codes.size() != 1 : !nibbles) return;
+    const i64 period = (i64)f.offsets.size();
+    const bool whole = period == kBlock;
+    const bool halves = whole && f.width == 4 && f.runs.size() == 2 && one_run(f, 0, 0, 16, 0) &&
+                        one_run(f, 1, 16, 16, 4) && f.runs[0].byte == f.runs[1].byte;
+    const bool in_order = f.width == 4 && (whole || period == kBlock / 2) && beside(f);
+    const bool bytes = whole && f.width == 8 && f.runs.size() == 1 && one_run(f, 0, 0, 32, 0);
+    if (kind == kByte ? !bytes || !book.empty() || codes.size() != 1 : !halves && !in_order) return;
     if (kind == kFive) {
         if (codes.size() != 2 || is_signed) return;
         const Field &top = codes[1];
-        if (top.width != 1 || top.stride % 8 || top.offsets.size() != (size_t)kBlock || top.offsets[0] % 8) return;
-        for (i64 i = 0; i < kBlock; ++i)
-            if (top.offsets[(size_t)i] != top.offsets[0] + i) return;
+        if (top.width != 1 || top.offsets.size() != (size_t)kBlock || !beside(top)) return;
         straight.fifth = top.plane_start + top.offsets[0] / 8, straight.fifth_step = top.stride / 8;
     } else if (codes.size() != 1) return;
-    straight.first = f.plane_start + f.runs[0].byte, straight.step = f.stride / 8;
+    straight.first = f.plane_start + f.offsets[0] / 8, straight.step = kBlock / period * (f.stride / 8);
+    straight.in_order = in_order;
+    if (!whole) straight.second = f.stride / 8;
     straight.flip = !is_signed ? 0 : kind == kByte ? 0x80808080u : 0x88888888u;
-    straight.numbers = group == kBlock && factor == 1.0f && whole_half(scale) && (!minimum || whole_half(low));
+    const int32_t number = scale.number;
+    straight.numbers = (group == kBlock || group == kBlock / 2) && factor == 1.0f &&
+                       (number == kNumberF16 || number == kNumberF32) && whole_bytes(scale, number) &&
+                       (!minimum || whole_bytes(low, number));
 }
 
 void Layout::read_codes(const uint8_t *row, uint8_t *out) const {
@@ -187,14 +236,34 @@ Matrix packed_shape(const Layout &layout, i64 rows) {
 
 namespace {
 
-// Sixteen rows' four words -> four vectors of sixteen words, `flip` changed in each.
-void interleave_words(const uint8_t *row, i64 stride, uint32_t flip, uint8_t *out) {
+#if !defined(BESTIARY_SSE2)
+// Of 32 nibbles in order, two neighbours a byte, bytes of two that are 16 apart.
+void to_halves(const uint8_t *first, const uint8_t *second, uint8_t *out) {
+    for (int i = 0; i < 8; ++i) {
+        out[2 * i] = (uint8_t)((first[i] & 15) | second[i] << 4);
+        out[2 * i + 1] = (uint8_t)(first[i] >> 4 | (second[i] & 0xF0));
+    }
+}
+#endif
+
+// Sixteen rows' four words -> four vectors of sixteen words, `flip` changed in each. InOrder: the words are nibbles in
+// order, and the last eight bytes of a row are `second` behind the first.
+template <bool InOrder = false>
+void interleave_words(const uint8_t *row, i64 stride, uint32_t flip, uint8_t *out, i64 second = 8) {
 #if defined(BESTIARY_SSE2)
-    const __m128i change = _mm_set1_epi32((int)flip);
+    const __m128i change = _mm_set1_epi32((int)flip), low = _mm_set1_epi8(15);
     for (int r = 0; r < 16; r += 4, row += 4 * stride, out += 16) {
         __m128i x[4];
-        for (int i = 0; i < 4; ++i)
-            x[i] = _mm_xor_si128(_mm_loadu_si128((const __m128i *)(row + i * stride)), change);
+        for (int i = 0; i < 4; ++i) {
+            const uint8_t *from = row + i * stride;
+            if (InOrder) {
+                const __m128i bytes = _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *)from),
+                                                         _mm_loadl_epi64((const __m128i *)(from + second)));
+                const __m128i even = _mm_and_si128(bytes, low), odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), low);
+                x[i] = _mm_or_si128(_mm_unpacklo_epi8(even, odd), _mm_slli_epi16(_mm_unpackhi_epi8(even, odd), 4));
+            } else x[i] = _mm_loadu_si128((const __m128i *)from);
+            x[i] = _mm_xor_si128(x[i], change);
+        }
         const __m128i a = _mm_unpacklo_epi32(x[0], x[1]), b = _mm_unpacklo_epi32(x[2], x[3]);
         const __m128i c = _mm_unpackhi_epi32(x[0], x[1]), d = _mm_unpackhi_epi32(x[2], x[3]);
         _mm_storeu_si128((__m128i *)out, _mm_unpacklo_epi64(a, b));
@@ -203,13 +272,17 @@ void interleave_words(const uint8_t *row, i64 stride, uint32_t flip, uint8_t *ou
         _mm_storeu_si128((__m128i *)(out + 192), _mm_unpackhi_epi64(c, d));
     }
 #else
-    for (int r = 0; r < 16; ++r)
+    for (int r = 0; r < 16; ++r) {
+        uint8_t bytes[16];
+        if (InOrder) to_halves(row + r * stride, row + r * stride + second, bytes);
+        else std::memcpy(bytes, row + r * stride, 16);
         for (int i = 0; i < 4; ++i) {
             uint32_t x;
-            std::memcpy(&x, row + r * stride + 4 * i, 4);
+            std::memcpy(&x, bytes + 4 * i, 4);
             x ^= flip;
             std::memcpy(out + 64 * i + 4 * r, &x, 4);
         }
+    }
 #endif
 }
 
@@ -280,8 +353,10 @@ void pack_straight_codes(const Matrix &m, const Layout &layout, const uint8_t *r
     for (i64 b = 0; b < m.blocks; ++b) {
         uint8_t *to = group + m.codes_at(b);
         const uint8_t *from = rows + s.first + b * s.step;
-        for (int i = 0; i < quarters; ++i)
-            interleave_words(from + 16 * i, layout.row_bytes, s.flip, to + 256 * i);
+        if (s.in_order) interleave_words<true>(from, layout.row_bytes, s.flip, to, s.second);
+        else
+            for (int i = 0; i < quarters; ++i)
+                interleave_words(from + 16 * i, layout.row_bytes, s.flip, to + 256 * i);
         if (m.kind != kFive) continue;
         uint32_t bits[kLanes];
         const uint8_t *top = rows + s.fifth + b * s.fifth_step;
@@ -291,17 +366,27 @@ void pack_straight_codes(const Matrix &m, const Layout &layout, const uint8_t *r
     }
 }
 
-// One f16 of sixteen rows and every block, to `to` in the blocks' headers.
-void pack_straight_halves(const Matrix &m, const Layout &layout, const Field &at, uint16_t flip, const uint8_t *rows,
-                          uint8_t *to) {
+// A number of sixteen rows and every group, to `to` in the blocks' headers.
+template <class T>
+void pack_straight_numbers(const Matrix &m, const Layout &layout, const Field &at, T flip, const uint8_t *rows,
+                           uint8_t *to) {
     const i64 step = at.stride / 8, further = m.header + m.code_bytes;
     const uint8_t *from = rows + at.plane_start + at.offsets[0] / 8;
-    for (i64 b = 0; b < m.blocks; ++b, from += step, to += further) {
-        uint16_t x[kLanes];
-        for (i64 r = 0; r < kLanes; ++r) std::memcpy(x + r, from + r * layout.row_bytes, 2);
-        for (i64 r = 0; r < kLanes; ++r) x[r] ^= flip;
-        std::memcpy(to, x, sizeof x);
-    }
+    for (i64 b = 0; b < m.blocks; ++b, to += further)
+        for (int part = 0; part < (m.half ? 2 : 1); ++part, from += step) {
+            T x[kLanes];
+            for (i64 r = 0; r < kLanes; ++r) std::memcpy(x + r, from + r * layout.row_bytes, sizeof(T));
+            for (i64 r = 0; r < kLanes; ++r) x[r] ^= flip;
+            std::memcpy(to + part * sizeof x, x, sizeof x);
+        }
+}
+
+// Scales and minimums that stand in the file as they are packed.
+template <class T> void pack_straight_headers(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 start) {
+    uint8_t *to = m.data + start / kLanes * m.group_bytes;
+    pack_straight_numbers<T>(m, layout, layout.scale.at, 0, rows, to);
+    const T flip = layout.minimum_sign < 0 ? (T)((T)1 << (8 * sizeof(T) - 1)) : 0;
+    if (m.minimum) pack_straight_numbers<T>(m, layout, layout.low.at, flip, rows, to + m.header / 2);
 }
 
 void put_number(uint8_t *header, i64 lane, bool wide, float value, uint16_t half) {
@@ -333,20 +418,21 @@ void pack_codes(const Matrix &m, const Layout &layout, const uint8_t *row, i64 a
     }
 }
 
-// One row's scales and minimums, of any layout.
-void pack_numbers(const Matrix &m, const Layout &layout, const uint8_t *row, i64 at) {
+// One row's scales and minimums, of any layout. values: room for a row's numbers, work: for twice as many.
+void pack_numbers(const Matrix &m, const Layout &layout, const uint8_t *row, i64 at, std::vector<uint32_t> &work,
+                  std::vector<float> &values) {
     const i64 parts = m.half ? 2 : 1, step = m.wide ? 64 : 32, lane = at % kLanes;
-    const i64 numbers = (layout.columns + layout.group - 1) / layout.group, stride = m.header + m.span * m.code_bytes;
-    uint8_t *to = m.data + at / kLanes * m.group_bytes;
-    for (i64 g = 0; g < numbers; ++g) {
-        uint8_t *header = to + (m.half ? g / 2 * stride + g % 2 * step : g * stride);
-        const float d = m.wide ? layout.scale.value(row, g) * layout.factor : 0.0f;
-        put_number(header, lane, m.wide, d, m.wide ? 0 : (uint16_t)layout.scale.at.at(row, g));
-        if (m.minimum) {
-            uint16_t half = m.wide ? 0 : (uint16_t)layout.low.at.at(row, g);
-            if (layout.minimum_sign < 0) half ^= 0x8000;
-            const float low = m.wide ? layout.minimum_sign * layout.low.value(row, g) : 0.0f;
-            put_number(header + parts * step, lane, m.wide, low, half);
+    const i64 numbers = (i64)values.size(), stride = m.header + m.span * m.code_bytes;
+    for (int part = 0; part < (m.minimum ? 2 : 1); ++part) {
+        const FactorField &from = part ? layout.low : layout.scale;
+        const float factor = part ? layout.minimum_sign : layout.factor;
+        uint8_t *to = m.data + at / kLanes * m.group_bytes + part * parts * step;
+        if (m.wide) from.values(row, numbers, work.data(), values.data());
+        else from.at.all(row, numbers, work.data());
+        for (i64 g = 0; g < numbers; ++g) {
+            uint8_t *header = to + (m.half ? g / 2 * stride + g % 2 * step : g * stride);
+            const uint16_t half = (uint16_t)(work[(size_t)g] ^ (part && factor < 0 ? 0x8000 : 0));
+            put_number(header, lane, m.wide, factor * values[(size_t)g], half);
         }
     }
 }
@@ -355,6 +441,9 @@ void pack_numbers(const Matrix &m, const Layout &layout, const uint8_t *row, i64
 
 void pack_rows(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 start, i64 count) {
     std::vector<uint8_t> code((size_t)(m.blocks * kBlock));
+    const size_t numbers = layout.group ? (size_t)((layout.columns + layout.group - 1) / layout.group) : 0;
+    std::vector<float> values(numbers);
+    std::vector<uint32_t> work(2 * numbers);
     for (i64 r = 0, taken; r < count; r += taken, start += taken, rows += taken * layout.row_bytes) {
         const bool whole = start % kLanes == 0 && count - r >= kLanes; // row groups at once, what is left row by row
         taken = whole ? kLanes : 1;
@@ -367,12 +456,11 @@ void pack_rows(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 s
         else
             for (i64 i = 0; i < taken; ++i) pack_codes(m, layout, rows + i * layout.row_bytes, start + i, code.data());
         if (whole && layout.straight.numbers) {
-            uint8_t *to = m.data + start / kLanes * m.group_bytes;
-            pack_straight_halves(m, layout, layout.scale.at, 0, rows, to);
-            const uint16_t flip = layout.minimum_sign < 0 ? 0x8000 : 0;
-            if (m.minimum) pack_straight_halves(m, layout, layout.low.at, flip, rows, to + 32);
+            if (m.wide) pack_straight_headers<uint32_t>(m, layout, rows, start);
+            else pack_straight_headers<uint16_t>(m, layout, rows, start);
         } else
-            for (i64 i = 0; i < taken; ++i) pack_numbers(m, layout, rows + i * layout.row_bytes, start + i);
+            for (i64 i = 0; i < taken; ++i)
+                pack_numbers(m, layout, rows + i * layout.row_bytes, start + i, work, values);
     }
 }
 

@@ -19,6 +19,7 @@ struct Field {
     std::vector<Run> runs; // of one period; empty where the fields do not allow it
     void prepare();
     uint32_t at(const uint8_t *row, i64 i) const;
+    void all(const uint8_t *row, i64 count, uint32_t *out) const; // entries 0..count-1
     // out[i] |= entry i << shift, for codes of at most 8 bits.
     void gather(const uint8_t *row, i64 count, int shift, uint8_t *out) const;
 };
@@ -31,6 +32,7 @@ struct FactorField {
     std::vector<Field> integer;
     i64 bias = 0;
     float value(const uint8_t *row, i64 group) const;
+    void values(const uint8_t *row, i64 groups, uint32_t *work, float *out) const; // work: room for 2 * groups
 };
 
 struct Layout {
@@ -53,8 +55,10 @@ struct Layout {
     // `step` bytes further. Fifth bits, if there are any, are beside them as one number.
     struct Straight {
         i64 first = -1, step = 0, fifth = -1, fifth_step = 0;
+        i64 second = 8;          // of 16 bytes of nibbles: where the last 8 are, behind `first`
+        bool in_order = false;   // nibbles: two neighbours a byte, else two that are 16 columns apart
         uint32_t flip = 0;       // of signed codes
-        bool numbers = false;    // scale and minimum are one f16 each in every 32 columns, at whole bytes
+        bool numbers = false;    // scales and minimums are whole bytes, and of the type that they are packed as
     } straight;
 
     void prepare(); // once all fields are there

@@ -80,6 +80,13 @@ TABLE = {
                    + gives("loaders", "Many()"), "bestiary_loaders gave more than 10000 items"),
     "property": Bad("class Bad(Odd):\n    @property\n    def name(self): raise SystemExit('no name')\n"
                     + gives("loaders", "[Bad()]"), "SystemExit: no name"),
+    "encodings": Bad("class Bad(Odd):\n    encodings = 'q4',\n" + gives("loaders", "[Bad()]"),
+                     "loader odd: str 'q4' among its encodings is no encoding"),
+    "sizes": Bad("class Bad(Odd):\n    encodings = [Encoding('own', 0, (1,), decoder=len)]\n"
+                 + gives("loaders", "[Bad()]"), "among its encodings is no encoding with a name and whole sizes"),
+    "unreadable": Bad("class Bad(Odd):\n    encodings = [Encoding('own', 2, (1,), Layout((Bits(4, (0, 9), 8),), 2, "
+                      "Factor('f16', Bits(16, (0,), 8))))]\n" + gives("loaders", "[Bad()]"),
+                      "loader odd: its encoding cannot be read: "),
     "repr": Bad("class Bad:\n    def __repr__(self): raise OSError\n" + gives("loaders", "[Bad()]"),
                 "bestiary_loaders gave an object of Bad, not an instance of Loader"),
     "module-getattr": Bad("def __getattr__(name): raise SystemExit(name)\n", "SystemExit: "),
@@ -114,7 +121,8 @@ REASONS = {
     **{f"bad-{name}": bad.reason for name, bad in TABLE.items() if bad.reason is not None},
 }
 AT_IMPORT = {name for name in REASONS if name not in {
-    "bad-second", "bad-types", "bad-endless", "bad-property", "bad-repr"}}
+    "bad-second", "bad-types", "bad-endless", "bad-property", "bad-repr", "bad-encodings", "bad-sizes",
+    "bad-unreadable"}}
 """What is noticed by every command; the others only by those that ask for what they give."""
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 
 from bestiary.backend import Limits
+from bestiary.encoding import Encoding
 from bestiary.graph import Graph
 from bestiary.tensor import Tensor
 from bestiary_plugins.backends.cpu_lower import tails
-from bestiary_plugins.backends.cpu_pack import roles, stored_as
+from bestiary_plugins.backends.cpu_pack import kernel_layout, roles, stored_as
 
 LANES, SEGMENT, ALIGNMENT = 16, 256, 64
 """Rows of a group, positions of the cache that are allocated at once, and where their parts begin."""
@@ -20,8 +22,14 @@ def up(count: int, step: int) -> int:
     return -(-count // step) * step
 
 
+@lru_cache(maxsize=256)
+def packed_row_group(encoding: Encoding, columns: int) -> int:
+    return kernel_layout(encoding, columns).packed_bytes
+
+
 def packed_bytes(graph: Graph, tensors: Mapping[str, Tensor]) -> int:
-    """Of the weights: matrices in groups of rows, experts one by one, look-up tables as they are, numbers as f32."""
+    """Of the weights: matrices in groups of rows, experts one by one, look-up tables as they are, numbers as f32.
+    Scales that turn out to be f16 numbers take less (cpu_halves)."""
     packed, stacked, looked_up, numbers = roles(graph)
     matrices, total = packed | stacked | looked_up, 0
     for name in graph.weights:
@@ -29,10 +37,11 @@ def packed_bytes(graph: Graph, tensors: Mapping[str, Tensor]) -> int:
         if name in numbers:
             total += 4 * tensor.rows * tensor.columns
         if name in matrices:
-            row = stored_as(tensor, name not in looked_up).row_bytes(tensor.columns)
+            encoding = stored_as(tensor, name not in looked_up)
             count = tensor.shape[0] if name in stacked else 1
             rows = tensor.rows // count
-            total += count * row * (rows if name in looked_up else up(rows, LANES))
+            total += tensor.rows * encoding.row_bytes(tensor.columns) if name in looked_up else \
+                count * up(rows, LANES) // LANES * packed_row_group(encoding, tensor.columns)
     return total
 
 

@@ -18,6 +18,7 @@ from bestiary.errors import BestiaryError
 from bestiary.graph import Graph
 from bestiary.tensor import Tensor, encode_plain, read_exactly
 from bestiary_kernels import Layout, Matrix, quantize_q8_0
+from bestiary_plugins.backends.cpu_halves import Wider, fewest, halved, to_halves
 from bestiary_plugins.encodings import Q8_0
 
 log = logging.getLogger("bestiary")
@@ -136,6 +137,8 @@ def _read(tensor: Tensor, start: int, stop: int, encoding: Encoding) -> NDArray[
     """Rows start..stop-1 as bytes of `encoding`."""
     if encoding is tensor.encoding:
         return np.ascontiguousarray(read_exactly(tensor, start, stop))
+    if encoding is halved(tensor.encoding):
+        return to_halves(read_exactly(tensor, start, stop), tensor.encoding, tensor.columns)
     values = tensor.decode(start, stop)
     return quantize_q8_0(values) if encoding is Q8_0 else encode_plain(values, encoding)
 
@@ -161,8 +164,25 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
         if tuple(tensors[name].shape) != tuple(shape):
             raise BestiaryError(f"tensor {name} has the shape {tuple(tensors[name].shape)}; the model needs "
                                 f"{tuple(shape)}")
+
+    def place(name: str, encoding: Encoding) -> list[Piece]:
+        """Makes room, and says what is to be read into it."""
+        tensor = tensors[name]
+        layout = kernel_layout(encoding, tensor.columns)
+        count = tensor.shape[0] if name in stacked else 1
+        rows = tensor.rows // count
+        if name in stacked:
+            weights.stacks[name] = tuple(Matrix(layout, rows) for _ in range(count))
+        elif name in packed:
+            weights.matrices[name] = Matrix(layout, rows)
+        else:
+            weights.tables[name] = RawRows(layout, np.empty((tensor.rows, layout.row_bytes), np.uint8))
+        step = max(1, CHUNK_BYTES // max(1, tensor.row_bytes) // 16) * 16  # whole row groups
+        return [(name, first + start, first + min(start + step, rows), encoding)
+                for first in range(0, tensor.rows, rows) for start in range(0, rows, step)]
+
     work: list[Piece] = []
-    warned: set[str] = set()
+    decoded: dict[str, tuple[str | None, set[str]]] = {}  # encoding -> why, and what such weights are kept as
     for name in graph.weights:
         tensor = tensors[name]
         if name in numbers:
@@ -180,26 +200,25 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
             weights.tables[name] = held.tables[name]
             continue
         encoding = stored_as(tensor, name not in looked_up)
-        if encoding is not tensor.encoding and tensor.encoding.name not in warned:
-            warned.add(tensor.encoding.name)
-            log.warning("the cpu backend's kernels do not hold %s (%s): such weights are kept as %s",
-                        tensor.encoding.name, why_not(tensor.encoding), encoding.name)
-        layout = kernel_layout(encoding, tensor.columns)
-        count = tensor.shape[0] if name in stacked else 1
-        rows = tensor.rows // count
-        if name in stacked:
-            weights.stacks[name] = tuple(Matrix(layout, rows) for _ in range(count))
-        elif name in packed:
-            weights.matrices[name] = Matrix(layout, rows)
-        else:
-            weights.tables[name] = RawRows(layout, np.empty((tensor.rows, layout.row_bytes), np.uint8))
-        step = max(1, CHUNK_BYTES // max(1, tensor.row_bytes) // 16) * 16  # whole row groups
-        work += [(name, first + start, first + min(start + step, rows), encoding)
-                 for first in range(0, tensor.rows, rows) for start in range(0, rows, step)]
+        if encoding is not tensor.encoding:
+            decoded.setdefault(tensor.encoding.name, (why_not(tensor.encoding), set()))[1].add(encoding.name)
+        elif name not in looked_up:
+            encoding = fewest(tensor)
+        work += place(name, encoding)
+
+    for of, (why, kept) in decoded.items():
+        log.warning("the cpu backend's kernels do not hold %s (%s): such weights are kept as %s", of, why,
+                    " and ".join(sorted(kept)))
+
+    wide: set[str] = set()
 
     def one(item: Piece) -> int:
         name, start, stop, encoding = item
-        rows = _read(tensors[name], start, stop, encoding)
+        try:
+            rows = _read(tensors[name], start, stop, encoding)
+        except Wider:
+            wide.add(name)
+            return (stop - start) * tensors[name].row_bytes
         if name in weights.stacks:
             stack = weights.stacks[name]
             expert, start = divmod(start, stack[0].rows)
@@ -216,6 +235,8 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
         done = min(total, done + count)
         if progress:
             progress(done, total, "loading")
+    for _ in _on_threads(one, [item for name in sorted(wide) for item in place(name, tensors[name].encoding)], threads):
+        pass
     return weights
 
 
