@@ -34,6 +34,8 @@ LOADERS = (
     "loaders.meta:Meta",
     "loaders.peft:Peft",
     "loaders.llama2c:Llama2c",
+    "loaders.bloomz_cpp:BloomzCpp",
+    "loaders.ggllm_cpp:GgllmCpp",
     "loaders.vocabulary_files:SentencePieceFile",
     "loaders.vocabulary_files:RankListFile",
     "loaders.vocabulary_files:TokenizerJsonFile",

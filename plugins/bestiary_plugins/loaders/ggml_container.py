@@ -7,8 +7,10 @@ numbers and the vocabulary in its own way, and looks whether a tensor follows.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from math import prod
+from pathlib import Path
 from typing import NamedTuple
 
 from bestiary.encoding import Encoding
@@ -83,6 +85,26 @@ def read_entry(file: DataFile, offset: int, alignment: int = 1) -> Entry | None:
     return Entry(name.decode("ascii"), shape, code, (end + alignment - 1) // alignment * alignment)
 
 
+def encoding_by(codes: Mapping[int, Encoding], path: Path, container: str) -> Callable[[Entry], Encoding]:
+    """What gives a tensor's encoding by its code; it raises BestiaryError for a code that such files do not have."""
+    def encoding_of(entry: Entry) -> Encoding:
+        if entry.code not in codes:
+            known = ", ".join(f"{code} ({encoding.name})" for code, encoding in codes.items())
+            raise BestiaryError(f"{path}: tensor {entry.name} is of type {entry.code}; {container} files have {known}")
+        return codes[entry.code]
+
+    return encoding_of
+
+
+def holds(file: DataFile, offset: int, alignment: int, encoding_of: Callable[[Entry], Encoding],
+          wanted: Callable[[str], bool], most: int = 64) -> bool:
+    """Whether one of the first tensors from the offset has a name that is wanted. Damage after it does not count."""
+    try:
+        return any(wanted(entry.name) for entry, _ in islice(read_entries(file, offset, alignment, encoding_of), most))
+    except BestiaryError:
+        return False
+
+
 def read_entries(file: DataFile, offset: int, alignment: int,
                  encoding_of: Callable[[Entry], Encoding]) -> Iterator[tuple[Entry, Encoding]]:
     """The tensors from the offset to the end of the file. Raises BestiaryError for what is none, or leaves the file."""
@@ -97,6 +119,9 @@ def read_entries(file: DataFile, offset: int, alignment: int,
                                                     f"more than {MOST_TENSORS} tensors"))
         seen.add(entry.name)
         encoding = encoding_of(entry)
+        if not encoding.fits(entry.shape[-1]):
+            raise BestiaryError(f"{file.path}: tensor {entry.name} has rows of {entry.shape[-1]} weights; "
+                                f"{encoding.name} holds blocks of {encoding.block_size}")
         size = prod(entry.shape[:-1]) * encoding.row_bytes(entry.shape[-1])
         file.check(entry.offset, size, f"tensor {entry.name}")
         yield entry, encoding
