@@ -20,6 +20,9 @@ LONGEST, MOST_STEPS = 256, 1 << 26
 vocabularies need."""
 SPECIAL = re.compile(rb"<\|.*\|>|>>.*<<|\[.*\]", re.DOTALL)
 LOST = "\ufffd"
+CLEANED = (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re")
+"""Before these transformers took the space away when it gave a piece as text. No two pieces are the same: of two that
+read so the later, which is the rarer, lost it."""
 NEVER_IN_TEXT = (0xC0, 0xC1, *range(0xF5, 0x100))
 """Bytes that UTF-8 does not use: a vocabulary trained on text may be without them."""
 
@@ -75,13 +78,15 @@ def of_texts(pieces: Sequence[bytes], special: Mapping[int, bytes]) -> Vocabular
     """
     count = max((i + 1 for i, piece in enumerate(pieces) if piece), default=0)
     texts = [piece.decode("utf-8", "replace") for piece in pieces[:count]]
-    kinds, seen = [NORMAL] * count, set[str]()
+    kinds, seen, there = [NORMAL] * count, set[str](), set(texts)
     for i, text in enumerate(texts):
         if i in special and pieces[i] == special[i]:
             kinds[i] = CONTROL if i else UNKNOWN
+        elif text in seen and text.startswith(CLEANED) and f" {text}" not in there:
+            texts[i] = f" {text}"
         elif not text or LOST in text or "\0" in text or text in seen:
-            kinds[i] = UNUSED  # of two that read the same the first is whole; the other lost something
-        seen.add(text)
+            kinds[i] = UNUSED
+        seen.add(texts[i])
     names = [text.replace("\0", LOST).replace(" ", SPACE) for text in texts]
     for byte, i in byte_pieces(pieces).items():
         if byte >= 0x80 or not byte:  # the library spells all others as they are
