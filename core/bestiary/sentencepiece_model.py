@@ -77,13 +77,11 @@ def read_model(data: bytes) -> SentencePieceModel:
 
 
 def write_model(names: Sequence[str], scores: Sequence[float], kinds: Sequence[int], rest: bytes) -> bytes:
-    """The file of these pieces. A spelling that stands twice is the last one's that is in use; the others and empty
-    ones, which the library refuses, become control pieces with spellings of their own, so that no text becomes them."""
+    """The file of these pieces. A spelling that stands twice is the last one's; those before it and empty ones, which
+    the library refuses, become control pieces with spellings of their own, so that no text becomes them."""
     spelled = [f"<0x{byte_of(name):02X}>" if kind == BYTE else name for name, kind in zip(names, kinds, strict=True)]
     latest = {name: i for i, name in enumerate(spelled)}
     kinds = list(kinds)
-    if UNUSED in kinds:
-        latest.update((name, i) for i, name in enumerate(spelled) if kinds[i] != UNUSED)
     if len(latest) < len(spelled) or "" in latest:
         for i, name in enumerate(spelled):
             if not name or latest[name] != i:

@@ -188,13 +188,8 @@ def model_of(vocabulary: Vocabulary, roles: Collection[int | None]) -> SentenceP
     kinds = [UNKNOWN if i == unknown else CONTROL if kind == UNKNOWN else kind for i, kind in enumerate(kinds)]
     scores = [float(score) for score in vocabulary.scores] or [-float(i) for i in range(size)]
     check_pieces(names, scores, kinds, what)
-    # What the library wants and the vocabulary has not is put after it, and dropped from what comes out.
-    if unknown is None:
+    if unknown is None:  # one that is not the vocabulary's, and is dropped from what comes out
         names, scores, kinds = [*names, ""], [*scores, 0.0], [*kinds, UNKNOWN]
-    if BYTE in kinds:
-        there = {byte_of(name) for name, kind in zip(names, kinds, strict=True) if kind == BYTE}
-        lacking = [f"<0x{byte:02X}>" for byte in range(256) if byte not in there]
-        names, scores, kinds = ([*names, *lacking], [*scores, *[0.0] * len(lacking)], [*kinds, *[BYTE] * len(lacking)])
     algorithm = ALGORITHMS[vocabulary.algorithm]
     rest = write_specs(algorithm, BYTE in kinds, vocabulary.space_prefix, vocabulary.squeeze_spaces,
                        vocabulary.charsmap)

@@ -16,7 +16,7 @@ from bestiary.architecture import PreTokenizer, RankList
 from bestiary.checkpoint import TokenizerMaterial, Vocabulary
 from bestiary.errors import BestiaryError, short
 from bestiary.rank_list import with_vocabulary
-from bestiary.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED
+from bestiary.sentencepiece_model import BYTE, CONTROL, UNKNOWN, UNUSED
 from bestiary.table_tokenizer import MAX_PIECES
 from bestiary.tokenizer_builder import build_tokenizer
 from bestiary.tokenizer_settings import named_token
@@ -59,9 +59,6 @@ def read_material(metadata: Metadata) -> TokenizerMaterial:
     kinds = metadata.integers("tokenizer.ggml.token_type", len(pieces)) or []
     if model == "llama":
         pieces, kinds = repaired(pieces, kinds)
-    if kinds and model != "gpt2":  # what stands for nothing shows as nothing
-        pieces = [b"" if kinds[i] == UNUSED and piece == unused(i).encode() else piece
-                  for i, piece in enumerate(pieces)]
     scores = metadata.reals("tokenizer.ggml.scores", len(pieces)) or []
     default = DEFAULTS.get(model, {})
 
@@ -151,7 +148,7 @@ def write_material(material: TokenizerMaterial, config: Mapping[str, Any], rows:
     vocabulary = arrays_of(material, pre_tokenizers)
     if vocabulary is not None:
         material = material if material.vocabulary is not None else with_roles(material)
-        keys = write_arrays(distinct(padded(vocabulary, rows)), material, padding_of(material, vocabulary, config))
+        keys = write_arrays(padded(vocabulary, rows), material, padding_of(material, vocabulary, config))
     keys["tokenizer.chat_template"] = ("str", material.chat_template or None)
     keys[ENDS_KEY] = ("u32[]", list(material.ends) or None)
     return {**{name: entry for name, entry in keys.items() if entry[1] is not None}, **write_files(material)}
@@ -185,18 +182,6 @@ def padded(v: Vocabulary, rows: int | None) -> Vocabulary:
     more = rows - count
     return replace(v, pieces=[*v.pieces, *(unused(i).encode() for i in range(count, rows))],
                    kinds=[*v.kinds, *[UNUSED] * more], scores=[*v.scores, *[PAD_SCORE] * more] if v.scores else ())
-
-
-def distinct(v: Vocabulary) -> Vocabulary:
-    """With unused spellings where several pieces have one, which llama.cpp refuses: it remains the last one's that is in
-    use, as everywhere here."""
-    keeps = {piece: i for unused_ones in (True, False) for i, piece in enumerate(v.pieces)
-             if (v.kinds[i] == UNUSED) is unused_ones}
-    lost = [i for i, piece in enumerate(v.pieces) if piece and keeps[piece] != i]
-    pieces, kinds = list(v.pieces), list(v.kinds)
-    for i in lost:
-        pieces[i], kinds[i] = unused(i).encode(), UNUSED if kinds[i] == NORMAL else kinds[i]
-    return replace(v, pieces=pieces, kinds=kinds) if lost else v
 
 
 def write_arrays(v: Vocabulary, material: TokenizerMaterial, padding: int | None) -> dict[str, tuple[str, Any]]:

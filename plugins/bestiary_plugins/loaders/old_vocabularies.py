@@ -23,6 +23,8 @@ LOST = "\ufffd"
 CLEANED = (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re")
 """Before these transformers took the space away when it gave a piece as text. No two pieces are the same: of two that
 read so the later, which is the rarer, lost it."""
+PRIVATE = (0xF0000, 0xFFFFE)
+"""Characters of Unicode that are nobody's."""
 NEVER_IN_TEXT = (0xC0, 0xC1, *range(0xF5, 0x100))
 """Bytes that UTF-8 does not use: a vocabulary trained on text may be without them."""
 
@@ -71,27 +73,32 @@ def found_merges(pieces: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:
 
 def of_texts(pieces: Sequence[bytes], special: Mapping[int, bytes]) -> Vocabulary:
     """Of pieces of a byte-level BPE as they read one by one: parts of a character became U+FFFD. Whole characters merge
-    by the order of the pieces, others are spelled in bytes, where the bytes' own pieces are found by their order.
+    by the order of the pieces; others are spelled in bytes, where the bytes' own pieces are found by their order.
 
     special: id -> spelling, 0 being the unknown piece; those that are spelled so are special. Empty pieces at the end
     are none: the embedding has more rows than the tokenizer pieces.
     """
     count = max((i + 1 for i, piece in enumerate(pieces) if piece), default=0)
-    texts = [piece.decode("utf-8", "replace") for piece in pieces[:count]]
-    kinds, seen, there = [NORMAL] * count, set[str](), set(texts)
+    texts = [piece.decode("utf-8", "replace").replace("\0", LOST) for piece in pieces[:count]]
+    kinds, seen, there, private = [NORMAL] * count, set[str](), set(texts), map(chr, range(*PRIVATE))
     for i, text in enumerate(texts):
         if i in special and pieces[i] == special[i]:
             kinds[i] = CONTROL if i else UNKNOWN
         elif text in seen and text.startswith(CLEANED) and f" {text}" not in there:
             texts[i] = f" {text}"
-        elif not text or LOST in text or "\0" in text or text in seen:
+        elif text in seen or LOST in text or not text:
             kinds[i] = UNUSED
+            texts[i] += next(private, "") if text in seen else ""  # readers want every spelling once
         seen.add(texts[i])
-    names = [text.replace("\0", LOST).replace(" ", SPACE) for text in texts]
-    for byte, i in byte_pieces(pieces).items():
-        if byte >= 0x80 or not byte:  # the library spells all others as they are
+    names = [text.replace(" ", SPACE) for text in texts]
+    found = byte_pieces(pieces)
+    lacking = [byte for byte in range(256) if byte not in found or byte == ord(" ")]
+    if found and len(lacking) <= len(pieces) - count:  # those that no text needs, and the space, take rows that nothing has
+        found = {**found, **{byte: count + i for i, byte in enumerate(lacking)}}
+        names, kinds = [*names, *[""] * len(lacking)], [*kinds, *[BYTE] * len(lacking)]
+        for byte, i in found.items():
             names[i], kinds[i] = f"<0x{byte:02X}>", BYTE
-    return Vocabulary("bpe", [name.encode() for name in names], [-float(i) for i in range(count)], kinds,
+    return Vocabulary("bpe", [name.encode() for name in names], [-float(i) for i in range(len(names))], kinds,
                       space_prefix=False, unknown=kinds.index(UNKNOWN) if UNKNOWN in kinds else None)
 
 
