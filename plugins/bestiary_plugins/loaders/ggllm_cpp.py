@@ -58,8 +58,8 @@ CONTAINERS: Mapping[tuple[str, int], tuple[str, Mapping[int, Encoding], int]] = 
 """(magic, version) -> in words, encodings by code, alignment of the tensors' data."""
 KINDS = (7, 40)
 ASSUMED = {"max_position_embeddings": 2048, "layer_norm_epsilon": 1e-5, "rope_theta": 10000.0}
-LACKS = ("the tokenizer's merges: they are found by the order of its pieces, which gives nearly all of them; "
-         "--tokenizer FILE gives the original")
+LACKS = ("the tokenizer's merges: they are found by the order of its pieces, which gives all that Falcon's tokenizer "
+         "has; if the pieces are others', the ids are near and not the same, and --tokenizer FILE gives the original")
 END = b"<|endoftext|>"
 MOST = (1 << 20, 1 << 20, 1 << 12, 1 << 12, 1 << 12, 40, 1 << 12, 1 << 20)
 MATRICES = ("transformer.word_embeddings.weight", "lm_head.weight")

@@ -60,13 +60,17 @@ def found_merges(pieces: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:
         if not 2 <= len(piece) <= LONGEST:
             continue
         parts = [piece[i:i + 1] for i in range(len(piece))]
+        ranks = [ids.get(piece[i:i + 2], none) for i in range(len(piece) - 1)]
         while len(parts) > 2:
-            ranks = [ids.get(left + right, none) for left, right in zip(parts, parts[1:], strict=False)]
             best = min(ranks)
             if best >= own:
                 break
             at = ranks.index(best)
             parts[at:at + 2] = [parts[at] + parts[at + 1]]
+            del ranks[at]
+            for i in (at - 1, at):
+                if 0 <= i < len(ranks):
+                    ranks[i] = ids.get(parts[i] + parts[i + 1], none)
         if len(parts) == 2 and ids.get(parts[0], none) < own > ids.get(parts[1], none):
             yield parts[0], parts[1]
 
@@ -81,9 +85,13 @@ def of_texts(pieces: Sequence[bytes], special: Mapping[int, bytes]) -> Vocabular
     count = max((i + 1 for i, piece in enumerate(pieces) if piece), default=0)
     texts = [piece.decode("utf-8", "replace").replace("\0", LOST) for piece in pieces[:count]]
     kinds, seen, there, private = [NORMAL] * count, set[str](), set(texts), map(chr, range(*PRIVATE))
+    found = byte_pieces(pieces)
+    bytes_themselves = set(found.values())
     for i, text in enumerate(texts):
         if i in special and pieces[i] == special[i]:
             kinds[i] = CONTROL if i else UNKNOWN
+        elif i in bytes_themselves:
+            pass  # below
         elif text in seen and text.startswith(CLEANED) and f" {text}" not in there:
             texts[i] = f" {text}"
         elif text in seen or LOST in text or not text:
@@ -91,9 +99,8 @@ def of_texts(pieces: Sequence[bytes], special: Mapping[int, bytes]) -> Vocabular
             texts[i] += next(private, "") if text in seen else ""  # readers want every spelling once
         seen.add(texts[i])
     names = [text.replace(" ", SPACE) for text in texts]
-    found = byte_pieces(pieces)
     lacking = [byte for byte in range(256) if byte not in found or byte == ord(" ")]
-    if found and len(lacking) <= len(pieces) - count:  # those that no text needs, and the space, take rows that nothing has
+    if found and len(lacking) <= len(pieces) - count:  # the space, and what no text has, take rows of nothing
         found = {**found, **{byte: count + i for i, byte in enumerate(lacking)}}
         names, kinds = [*names, *[""] * len(lacking)], [*kinds, *[BYTE] * len(lacking)]
         for byte, i in found.items():
