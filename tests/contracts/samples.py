@@ -18,6 +18,7 @@ from bestiary.host import Host
 from bestiary.testing.tiny import Floats, Model, make_model
 from bestiary_plugins.architectures.llama import Llama
 from bestiary_plugins.loaders.gguf_writer import GgufWriter
+from tests.loaders import bloom_falcon_files
 from tests.loaders.conftest import TorchFiles
 
 Arrays = dict[str, Floats]
@@ -121,12 +122,24 @@ def peft(folder: Path) -> Path:
     return folder
 
 
+def bloomz(folder: Path) -> Path:
+    path = folder / "model.bin"
+    path.write_bytes(bloom_falcon_files.bloom(bloom_falcon_files.q4_1))
+    return path
+
+
+def ggllm(folder: Path) -> Path:
+    path = folder / "model.bin"
+    path.write_bytes(bloom_falcon_files.falcon("ggcc", 10, 40))
+    return path
+
+
 SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "gguf": gguf, "huggingface": huggingface, "meta": meta, "peft": peft, "llama2.c": llama2c,
     "sentencepiece": sentencepiece, "tiktoken": tiktoken, "tokenizer.json": tokenizer_json,
-    "llama2c-tokenizer": llama2c_tokenizer}
+    "llama2c-tokenizer": llama2c_tokenizer, "bloomz.cpp": bloomz, "ggllm.cpp": ggllm}
 """By the loader's name: a new loader needs a line here."""
 
-HEADERS = {"gguf": 2048, "llama2.c": 256}
+HEADERS = {"gguf": 2048, "llama2.c": 256, "bloomz.cpp": 2048, "ggllm.cpp": 3072}
 """Bytes that tell how to read the rest, where they are not the usual ones."""
 

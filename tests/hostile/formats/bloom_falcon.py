@@ -43,7 +43,8 @@ def places(data: bytes, numbers: int, start: int, scored: bool, merges: bool, al
             size *= axis
         at = -(-(at + 12 + 4 * axes + length) // alignment) * alignment + int(size)
         records.append((first, at - first))
-    assert at == len(data)
+    if at != len(data):
+        raise ValueError(f"the sample ends at {len(data)}, its last tensor at {at}")
     return fields, records
 
 
