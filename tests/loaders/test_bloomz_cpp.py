@@ -175,7 +175,8 @@ def test_what_it_does_not_know_it_does_not_claim(tmp_path: Path, data: Path) -> 
     for name, content in (("empty", b""), ("text", b"words " * 100), ("zero", bytes(1000)),
                           ("magic", b"lmgg"), ("gguf", b"GGUF" + bytes(100)), ("ones", b"\xff" * 500),
                           ("huge", b"lmgg" + struct.pack("<6i", 1 << 20, 64, 1, 4, 2, 1)),
-                          ("falcon", old.falcon("ggml", 0))):
+                          ("falcon", old.falcon("ggml", 0)),
+                          ("chatglm", b"ggml" + struct.pack("<9i", 1, 1, 320, 64, 4, 2, 256, 128, 2) + bytes(400))):
         (tmp_path / name).write_bytes(content)
         assert BloomzCpp().recognise(tmp_path / name) == 0, name
     assert BloomzCpp().recognise(tmp_path) == BloomzCpp().recognise(tmp_path / "missing.bin") == 0
@@ -200,6 +201,18 @@ def test_a_truncated_file_is_refused_wherever_it_ends(file: Path, host: Host) ->
         file.write_bytes(whole[:length])
         assert any(word in refusal(file, host) for word in (
             "lies outside the file", "no tensor begins", "is no bloomz.cpp file", "claims a vocabulary"))
+
+
+def test_a_file_that_is_cut_off_is_still_known_and_said_to_be_so(file: Path, host: Host) -> None:
+    whole = old.bloom(old.q4_0)
+    embedding = whole.index(b"tok_embeddings.weight") + 21
+    for length in (embedding, embedding + 1000, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        assert "lies outside the file" in refusal(file, host, None)
+    cut = old.llama("ggml", 0, head=2, width=4)
+    for length in range(40, len(cut), 7):
+        file.write_bytes(cut[:length])
+        assert BloomzCpp().recognise(file) == 0
 
 
 @pytest.mark.parametrize("place", range(6))

@@ -139,8 +139,9 @@ def test_files_of_llama_in_the_same_containers_are_not_claimed(file: Path, conta
 
 def test_what_it_does_not_know_it_does_not_claim(tmp_path: Path, data: Path) -> None:
     for name, content in (("empty", b""), ("text", b"words " * 100), ("zero", bytes(1000)), ("magic", b"ccgg"),
-                          ("huge", b"ccgg" + struct.pack("<9i", 10, 1 << 20, 64, 4, 1, 2, 7, 1, 1 << 20)),
-                          ("bloom", old.bloom()), ("later", old.falcon("ggcc", 11))):
+                          ("huge", b"tjgg" + struct.pack("<8i", 3, 1 << 20, 64, 4, 1, 2, 7, 1)),
+                          ("chatglm.cpp", b"ggml" + struct.pack("<9i", 2, 1, 276, 64, 4, 1, 2, 7, 1) + bytes(400)),
+                          ("bloom", old.bloom()), ("later", old.falcon("ggjt", 4))):
         (tmp_path / name).write_bytes(content)
         assert GgllmCpp().recognise(tmp_path / name) == 0, name
     assert GgllmCpp().recognise(tmp_path) == GgllmCpp().recognise(tmp_path / "missing.bin") == 0
@@ -169,13 +170,25 @@ def test_a_truncated_file_is_refused_wherever_it_ends(file: Path, host: Host, co
             "the list of merges claims")), length
 
 
+@containers
+def test_a_file_that_is_cut_off_is_still_known_and_said_to_be_so(file: Path, host: Host, container: str,
+                                                                 version: int) -> None:
+    whole = old.falcon(container, version)
+    embedding = whole.index(b"transformer.word_embeddings.weight") + 34
+    for length in (embedding, embedding + 1000, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        assert "lies outside the file" in refusal(file, host, None)
+
+
 @pytest.mark.parametrize("place", range(6))
 @pytest.mark.parametrize("value", [0, -1, -(1 << 31), (1 << 31) - 1])
 def test_absurd_numbers_in_the_header_are_refused(file: Path, host: Host, place: int, value: int) -> None:
     data = bytearray(old.falcon())
     struct.pack_into("<i", data, 8 + 4 * place, value)
     file.write_bytes(data)
-    assert "is no ggllm.cpp file" in refusal(file, host)
+    assert "is no ggllm.cpp file" in refusal(file, host, None)
+    data[:8] = b"tjgg" + struct.pack("<i", 3)
+    file.write_bytes(data)
     assert GgllmCpp().recognise(file) == 0
 
 

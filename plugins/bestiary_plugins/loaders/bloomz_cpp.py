@@ -18,7 +18,14 @@ from bestiary.loader import Loader
 from bestiary.tensor import Tensor
 from bestiary_plugins.encodings import Q4_0_V1, Q4_1_V1
 from bestiary_plugins.loaders.cursor import Cursor
-from bestiary_plugins.loaders.ggml_container import encoding_by, holds, read_entries, read_start, read_vocabulary
+from bestiary_plugins.loaders.ggml_container import (
+    encoding_by,
+    holds,
+    read_entries,
+    read_entry,
+    read_start,
+    read_vocabulary,
+)
 from bestiary_plugins.loaders.old_vocabularies import of_texts
 from bestiary_plugins.loaders.planar_rows import PlanarRows, is_planar
 
@@ -59,6 +66,14 @@ def read_pieces(file: DataFile, numbers: Numbers) -> tuple[list[bytes], int]:
     cursor = Cursor(file)
     cursor.take(28, "header")
     return read_vocabulary(cursor, numbers.rows, scored=False)[0], cursor.offset
+
+
+def is_cut_off(file: DataFile, numbers: Numbers, offset: int) -> bool:
+    """Whether the file ends in its first tensor, before a name is its own: then its numbers must do."""
+    entry = read_entry(file, offset)
+    return entry is not None and numbers.multiple == 1 and entry.shape == (numbers.rows, numbers.width) and \
+        entry.name == "tok_embeddings.weight" and entry.code in CODES and \
+        file.size <= entry.offset + entry.shape[0] * CODES[entry.code].row_bytes(entry.shape[1])
 
 
 def open_bloomz(path: Path) -> Checkpoint:
@@ -113,7 +128,9 @@ class BloomzCpp(Loader):
             if numbers is None:
                 return 0
             _, offset = read_pieces(file, numbers)
-            return 100 if holds(file, offset, 1, encoding_by(CODES, path, self.name), OF_BLOOM.__eq__) else 0
+            if holds(file, offset, 1, encoding_by(CODES, path, self.name), OF_BLOOM.__eq__):
+                return 100
+            return 60 if is_cut_off(file, numbers, offset) else 0
         except BestiaryError:
             return 0
 

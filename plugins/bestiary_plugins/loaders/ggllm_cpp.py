@@ -193,11 +193,15 @@ class GgllmCpp(Loader):
     name, encodings = "ggllm.cpp", (*OF_SPRING_2023, *K_QUANTS)
 
     def recognise(self, path: Path) -> int:
-        """Most of LLaMA's files differ in their numbers; of the others the vocabulary is walked to the first tensor."""
+        """One container is its own. Most of LLaMA's files differ in their numbers; of the others the vocabulary is
+        walked to the first tensor."""
         try:
             if not path.is_file():
                 return 0
             file = DataFile(path)
+            start = read_start(file)
+            if start is not None and start.container == "ggcc":
+                return 100
             head = read_head(file)
             if head is None:
                 return 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -98,11 +97,16 @@ def encoding_by(codes: Mapping[int, Encoding], path: Path, container: str) -> Ca
 
 def holds(file: DataFile, offset: int, alignment: int, encoding_of: Callable[[Entry], Encoding],
           wanted: Callable[[str], bool], most: int = 64) -> bool:
-    """Whether one of the first tensors from the offset has a name that is wanted. Damage after it does not count."""
+    """Whether one of the first tensors from the offset has a name that is wanted; its data may be cut off."""
     try:
-        return any(wanted(entry.name) for entry, _ in islice(read_entries(file, offset, alignment, encoding_of), most))
+        for _ in range(most):
+            entry = read_entry(file, offset, alignment)
+            if entry is None or wanted(entry.name):
+                return entry is not None
+            offset = entry.offset + prod(entry.shape[:-1]) * encoding_of(entry).row_bytes(entry.shape[-1])
     except BestiaryError:
-        return False
+        pass
+    return False
 
 
 def read_entries(file: DataFile, offset: int, alignment: int,
