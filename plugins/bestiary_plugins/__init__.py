@@ -38,6 +38,8 @@ LOADERS = (
     "loaders.chatglm_cpp:ChatGlmCpp",
     "loaders.ggml_lora:GgmlLora",
     "loaders.ggml_others:GgmlOthers",
+    "loaders.bloomz_cpp:BloomzCpp",
+    "loaders.ggllm_cpp:GgllmCpp",
     "loaders.vocabulary_files:SentencePieceFile",
     "loaders.vocabulary_files:RankListFile",
     "loaders.vocabulary_files:TokenizerJsonFile",

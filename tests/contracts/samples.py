@@ -19,6 +19,7 @@ from bestiary.testing.tiny import Floats, Model, make_model
 from bestiary_plugins.architectures.llama import Llama
 from bestiary_plugins.loaders.gguf_writer import GgufWriter
 from tests.hostile.formats.chatglm_cpp import files
+from tests.loaders import bloom_falcon_files
 from tests.loaders.conftest import TorchFiles
 from tests.loaders.ggml_llama_writer import old_file
 from tests.loaders.ggml_lora_files import written
@@ -147,17 +148,29 @@ def ggml_lora(folder: Path) -> Path:
     return path
 
 
+def bloomz(folder: Path) -> Path:
+    path = folder / "model.bin"
+    path.write_bytes(bloom_falcon_files.bloom(bloom_falcon_files.q4_1))
+    return path
+
+
+def ggllm(folder: Path) -> Path:
+    path = folder / "model.bin"
+    path.write_bytes(bloom_falcon_files.falcon("ggcc", 10, 40))
+    return path
+
+
 SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "gguf": gguf, "huggingface": huggingface, "meta": meta, "peft": peft, "llama2.c": llama2c,
     "ggml-llama": ggml_llama,
     "chatglm.cpp": chatglm_cpp, "ggml-lora": ggml_lora,
     "sentencepiece": sentencepiece, "tiktoken": tiktoken, "tokenizer.json": tokenizer_json,
-    "llama2c-tokenizer": llama2c_tokenizer}
+    "llama2c-tokenizer": llama2c_tokenizer, "bloomz.cpp": bloomz, "ggllm.cpp": ggllm}
 """By the loader's name: a new loader needs a line here."""
 
 REFUSING = ("ggml",)
 """Loaders that know files only to say what they are."""
 
-HEADERS = {"gguf": 2048, "llama2.c": 256, "ggml-llama": 2560}
+HEADERS = {"gguf": 2048, "llama2.c": 256, "ggml-llama": 2560, "bloomz.cpp": 2048, "ggllm.cpp": 3072}
 """Bytes that tell how to read the rest, where they are not the usual ones."""
 

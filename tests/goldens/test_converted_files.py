@@ -23,8 +23,6 @@ from bestiary.saving import save_as
 # Made by scripts/make_goldens_converted.py.
 GOLDENS: dict[str, dict[str, Any]] = {golden["file"]: golden for golden in json.loads(
     (Path(__file__).parent / "converted.json").read_text())["generations"]}
-READ = ("llama-", "rnd-")
-"""What the names of files begin with that there is a loader for."""
 BACKENDS = Host(HostSettings(names=())).backends.names
 BECOMES = {"Q4_2": "q8_0", "Q4_3": "q8_0"}
 """Types that no type of today holds; of all others it is the one of their name."""
@@ -45,7 +43,7 @@ def notes(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module", params=[name for name in GOLDENS if name.startswith(READ)])
+@pytest.fixture(scope="module", params=GOLDENS)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

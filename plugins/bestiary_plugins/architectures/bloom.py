@@ -34,13 +34,25 @@ HUGGINGFACE = tuple(rule for prefix in ("transformer.", "") for rule in (
     *(Rule(f"{prefix}h.{{}}.{theirs}.{part}", f"blk.{{}}.{ours}.{part}")
       for part in ("weight", "bias") for theirs, ours in NAMES),
 )) + (Rule("lm_head.weight", "output.weight"),)
+# Meta's names where LLaMA has such a tensor; "norm" is the one after the embedding. All queries come first, then all
+# keys, then all values.
+BLOOMZ_CPP = (
+    Rule("tok_embeddings.weight", "token_embd.weight"),
+    *(Rule(f"{theirs}.{part}", f"{ours}.{part}") for part in ("weight", "bias") for theirs, ours in (
+        ("norm", "token_embd_norm"), ("output_norm", "output_norm"))),
+    *(Rule(f"layers.{{}}.{theirs}.{part}", f"blk.{{}}.{ours}.{part}")
+      for part in ("weight", "bias") for theirs, ours in (
+        ("attention_norm", "attn_norm"), ("attention.query_key_value", "attn_qkv"), ("attention.wo", "attn_output"),
+        ("ffn_norm", "ffn_norm"), ("feed_forward.w1", "ffn_up"), ("feed_forward.w2", "ffn_down"))),
+    Rule("output.weight", "output.weight"),
+)
 
 
 class Bloom(Architecture):
     """BLOOM and what was made of it."""
 
     name = "bloom"
-    namings = {"huggingface": HUGGINGFACE}
+    namings = {"huggingface": HUGGINGFACE, "bloomz.cpp": BLOOMZ_CPP}
     ignorable = (r"output\.weight",)  # a second copy of the embedding, where the two are tied
     pre_tokenizers = {"bloom": PreTokenizer((r" ?[^(\s|[.,!?…。，、।۔،])]+",))}
     templates = {PHOENIX.name: PHOENIX}

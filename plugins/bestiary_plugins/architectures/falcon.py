@@ -62,13 +62,14 @@ HUGGINGFACE = (
     *(Rule(f"transformer.ln_f.{part}", f"output_norm.{part}") for part in ("weight", "bias")),
     Rule("lm_head.weight", "output.weight"),
 )
+GGLLM_CPP = tuple(replace(rule, transform=None) for rule in HUGGINGFACE)  # all queries, all keys, all values already
 
 
 class Falcon(Architecture):
     """Falcon 1B, 7B, 11B, 40B, 180B."""
 
     name = "falcon"
-    namings = {"huggingface": HUGGINGFACE}
+    namings = {"huggingface": HUGGINGFACE, "ggllm.cpp": GGLLM_CPP}
     ignorable = (r"output\.weight", r".*rotary\.inv_freq")  # the output matrix where it is the embedding
     pre_tokenizers = {"falcon": PreTokenizer((PUNCTUATION, GPT2, DIGITS, "[0-9][0-9][0-9]"))}
     templates = {"falcon-instruct": TurnTemplate(

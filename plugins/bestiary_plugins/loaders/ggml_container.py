@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
+from pathlib import Path
 from typing import NamedTuple
 
 from bestiary.encoding import Encoding
@@ -83,6 +84,31 @@ def read_entry(file: DataFile, offset: int, alignment: int = 1) -> Entry | None:
         return None
     end = offset + 12 + 4 * axes + length
     return Entry(name.decode("ascii"), shape, code, (end + alignment - 1) // alignment * alignment)
+
+
+def encoding_by(codes: Mapping[int, Encoding], path: Path, container: str) -> Callable[[Entry], Encoding]:
+    """What gives a tensor's encoding by its code; it raises BestiaryError for a code that such files do not have."""
+    def encoding_of(entry: Entry) -> Encoding:
+        if entry.code not in codes:
+            known = ", ".join(f"{code} ({encoding.name})" for code, encoding in codes.items())
+            raise BestiaryError(f"{path}: tensor {entry.name} is of type {entry.code}; {container} files have {known}")
+        return codes[entry.code]
+
+    return encoding_of
+
+
+def holds(file: DataFile, offset: int, alignment: int, encoding_of: Callable[[Entry], Encoding],
+          wanted: Callable[[str], bool], most: int = 64) -> bool:
+    """Whether one of the first tensors from the offset has a name that is wanted; its data may be cut off."""
+    try:
+        for _ in range(most):
+            entry = read_entry(file, offset, alignment)
+            if entry is None or wanted(entry.name):
+                return entry is not None
+            offset = entry.offset + prod(entry.shape[:-1]) * encoding_of(entry).row_bytes(entry.shape[-1])
+    except BestiaryError:
+        pass
+    return False
 
 
 def read_entries(file: DataFile, offset: int, alignment: int,

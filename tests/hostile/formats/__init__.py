@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.hostile.formats.adapters import ggml_lora, peft, peft_torch
+from tests.hostile.formats.bloom_falcon import bloomz, ggcc, ggllm
 from tests.hostile.formats.chatglm_cpp import chatglm_cpp
 from tests.hostile.formats.folders import huggingface, safetensors, safetensors_sharded
 from tests.hostile.formats.ggml_llama import ggjt, ggmf_parts, ggml_planar
@@ -26,6 +27,7 @@ FORMATS: dict[str, Callable[[], Sample]] = {
     "torch-zip": torch_zip, "torch-old": torch_old, "meta": meta, "peft": peft, "peft-torch": peft_torch,
     "llama2c": llama2c, "ggml-planar": ggml_planar, "ggmf-parts": ggmf_parts, "ggjt": ggjt,
     "chatglm.cpp": chatglm_cpp, "ggml-lora": ggml_lora,
+    "bloomz.cpp": bloomz, "ggllm.cpp": ggllm, "ggllm.cpp-ggcc": ggcc,
     "sentencepiece": sentencepiece, "tiktoken": tiktoken, "tokenizer.json": tokenizer_json,
     "llama2c-tokenizer": llama2c_tokenizer, "template": template,
 }
