@@ -1,4 +1,4 @@
-"""What today's llama.cpp says of files that we converted from old ones: greedy ids, kept in tests/goldens/legacy.json.
+"""What today's llama.cpp says of files that we converted from old ones: greedy ids, kept in tests/goldens.
 
 Run by hand, with llama-cpp-python installed beside Bestiary:
 
@@ -11,6 +11,7 @@ import argparse
 import json
 import platform
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ import bestiary
 from bestiary.host import Host, HostSettings
 from bestiary.saving import save_as
 
-GOLDENS = Path(__file__).parents[1] / "tests/goldens/legacy.json"
+GOLDENS = Path(__file__).parents[1] / "tests/goldens"
 FILES = ("meta-pth", "llama-gguf1-f16.gguf", "llama-gguf1-q4_0.gguf", "llama-gguf2-q4_0.gguf",
          "llama-gguf2-q4_0-nulstrings.gguf", "llama-gguf3-q8_0.gguf")
+BEFORE_GGUF = ("llama-gg[mj]*.bin", "rnd-gg[mj]*.bin")
 F32 = 0  # ggml's number for it
 COUNT = 24
 
@@ -49,20 +51,29 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the old files, with expected.json")
     folder = parser.parse_args().folder
     text = json.loads((folder / "expected.json").read_text())["prompt_text_llama"]
+    before = sorted(path.name for pattern in BEFORE_GGUF for path in folder.glob(pattern))
+    make(folder, FILES, None, text, GOLDENS / "legacy.json")
+    make(folder, before, "f16", text, GOLDENS / "before_gguf.json")
+
+
+def make(folder: Path, files: Iterable[str], type: str | None, text: str, target: Path) -> None:
+    """Converts the files to the type and writes what llama.cpp says of them. type: None for their own types."""
     goldens = []
     with tempfile.TemporaryDirectory() as work:
-        for name in FILES:
+        for name in files:
             file = Path(work) / "x.gguf"
-            save_as(folder / name, file, None, Host(HostSettings(names=())), force=True)
+            save_as(folder / name, file, type, Host(HostSettings(names=())), force=True)
             goldens.append({"file": name, **greedy(file, text)})
-    facts = {"made_by": f"scripts/{Path(__file__).name}", "command": "bestiary convert FILE", "text": text,
+    command = "bestiary convert FILE" + (f" --outtype {type}" if type else "")
+    facts = {"made_by": f"scripts/{Path(__file__).name}", "command": command, "text": text,
              "versions": {"llama_cpp_python": llama_cpp.__version__, "python": platform.python_version(),
                           "bestiary": bestiary.__version__},
-             "settings": "types as in the file, cache in f32, one thread, no flash attention"}
+             "settings": f"{'weights in ' + type if type else 'types as in the file'}, cache in f32, one thread, no "
+                         "flash attention"}
     head = ",\n".join(f' "{key}": {json.dumps(value)}' for key, value in facts.items())
     lines = ",\n".join("  " + json.dumps(golden) for golden in goldens)
-    GOLDENS.write_text(f'{{\n{head},\n "generations": [\n{lines}\n ]\n}}\n')
-    print(f"{GOLDENS}: smallest lead {min(golden['smallest_lead'] for golden in goldens)}")
+    target.write_text(f'{{\n{head},\n "generations": [\n{lines}\n ]\n}}\n')
+    print(f"{target}: smallest lead {min(golden['smallest_lead'] for golden in goldens)}")
 
 
 if __name__ == "__main__":

@@ -78,13 +78,14 @@ def read_model(data: bytes) -> SentencePieceModel:
 
 def write_model(names: Sequence[str], scores: Sequence[float], kinds: Sequence[int], rest: bytes) -> bytes:
     """The file of these pieces. A spelling that stands twice is the last one's; those before it and empty ones, which
-    the library refuses, become control pieces with spellings of their own, so that no text becomes them."""
+    the library refuses, become control pieces with spellings of their own, so that no text becomes them. So does a NUL
+    beside byte pieces, which the library never takes, and complains of."""
     spelled = [f"<0x{byte_of(name):02X}>" if kind == BYTE else name for name, kind in zip(names, kinds, strict=True)]
     latest = {name: i for i, name in enumerate(spelled)}
-    kinds = list(kinds)
-    if len(latest) < len(spelled) or "" in latest:
+    kinds, unspoken = list(kinds), {"", "\0"} if BYTE in kinds else {""}
+    if len(latest) < len(spelled) or unspoken & latest.keys():
         for i, name in enumerate(spelled):
-            if not name or latest[name] != i:
+            if name in unspoken or latest[name] != i:
                 spelled[i] = f"<piece {i} of {len(names)}>"
                 while spelled[i] in latest:
                     spelled[i] += ">"

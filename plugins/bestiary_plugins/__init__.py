@@ -34,6 +34,7 @@ LOADERS = (
     "loaders.meta:Meta",
     "loaders.peft:Peft",
     "loaders.llama2c:Llama2c",
+    "loaders.ggml_llama:GgmlLlama",
     "loaders.bloomz_cpp:BloomzCpp",
     "loaders.ggllm_cpp:GgllmCpp",
     "loaders.vocabulary_files:SentencePieceFile",

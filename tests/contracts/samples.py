@@ -20,6 +20,7 @@ from bestiary_plugins.architectures.llama import Llama
 from bestiary_plugins.loaders.gguf_writer import GgufWriter
 from tests.loaders import bloom_falcon_files
 from tests.loaders.conftest import TorchFiles
+from tests.loaders.ggml_llama_writer import old_file
 
 Arrays = dict[str, Floats]
 
@@ -68,6 +69,12 @@ def llama2c(folder: Path) -> Path:
         data += b"".join(given[name].tobytes() for name in names)
     path = folder / "model.bin"
     path.write_bytes(struct.pack("<Ii7iB", 0x616B3432, 1, 16, 24, 2, 4, 2, 12, 32, False).ljust(256, b"\0") + data)
+    return path
+
+
+def ggml_llama(folder: Path) -> Path:
+    path = folder / "ggml-model-q4_0.bin"
+    path.write_bytes(old_file("ggjt", 1, 2).data())
     return path
 
 
@@ -136,10 +143,11 @@ def ggllm(folder: Path) -> Path:
 
 SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "gguf": gguf, "huggingface": huggingface, "meta": meta, "peft": peft, "llama2.c": llama2c,
+    "ggml-llama": ggml_llama,
     "sentencepiece": sentencepiece, "tiktoken": tiktoken, "tokenizer.json": tokenizer_json,
     "llama2c-tokenizer": llama2c_tokenizer, "bloomz.cpp": bloomz, "ggllm.cpp": ggllm}
 """By the loader's name: a new loader needs a line here."""
 
-HEADERS = {"gguf": 2048, "llama2.c": 256, "bloomz.cpp": 2048, "ggllm.cpp": 3072}
+HEADERS = {"gguf": 2048, "llama2.c": 256, "ggml-llama": 2560, "bloomz.cpp": 2048, "ggllm.cpp": 3072}
 """Bytes that tell how to read the rest, where they are not the usual ones."""
 

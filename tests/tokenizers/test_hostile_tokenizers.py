@@ -40,6 +40,14 @@ def test_the_undamaged_ones_are_accepted() -> None:
     assert build_tokenizer(TokenizerMaterial(vocabulary=Vocabulary(**LEVEL)), RULES).encode("aab") == [0, 2]
 
 
+def test_a_nul_beside_byte_pieces_is_no_text(capfd: pytest.CaptureFixture[str]) -> None:
+    """The library takes none and says so on stderr, which is not its own."""
+    pieces = [*GOOD["pieces"][:3], b"\0", *BYTES]
+    tokenizer = build_tokenizer(TokenizerMaterial(vocabulary=Vocabulary(**{**GOOD, "pieces": pieces})), RULES)
+    assert tokenizer.encode("\0")[-1] == 4
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(("change", "match"), [
     ({"pieces": []}, "0 pieces"),
     ({"pieces": [b"\xff\xfe", *GOOD["pieces"][1:]]}, "piece 0 is not UTF-8"),

@@ -73,8 +73,9 @@ class Cursor:
         value = self.take(self.count(f"the length of {what}"), what)
         return value.removesuffix(b"\0") if self._strip else value
 
-    def strings(self, count: int, what: str) -> list[bytes]:
-        """An array of strings. A vocabulary and its merges are 400,000 of them, hence the loop over one buffer."""
+    def strings(self, count: int, what: str, more: int = 0) -> list[bytes]:
+        """An array of strings, each with `more` bytes behind it that its length does not count. A vocabulary and its
+        merges are 400,000 of them, hence the loop over one buffer."""
         self._strings += count
         if self._strings > MOST_STRINGS or count > self.left // self._count.size:
             raise BestiaryError(f"{self.file.path}: {what} claims {count} strings; the file has {self.left} bytes left "
@@ -87,7 +88,7 @@ class Cursor:
                 first = at + size
                 if first > end:
                     break
-                last = first + unpack(buffer, at)[0]
+                last = first + unpack(buffer, at)[0] + more
                 if last > end:
                     break
                 append(buffer[first:last])
@@ -95,7 +96,8 @@ class Cursor:
             self._at = at
             if len(found) == count:
                 return [value.removesuffix(b"\0") for value in found] if self._strip else found
-            append(self.string(what))  # the one that the buffer does not hold whole: checked, and read with the next
+            # the one that the buffer does not hold whole: checked, and read with the next
+            append(self.take(self.count(f"the length of {what}") + more, what))
 
     def pad(self, alignment: int) -> int:
         """The next multiple of the alignment from here."""

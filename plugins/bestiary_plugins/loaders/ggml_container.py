@@ -6,6 +6,7 @@ numbers and the vocabulary in its own way, and looks whether a tensor follows.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
@@ -52,17 +53,18 @@ def read_start(file: DataFile) -> Start | None:
 
 def read_vocabulary(cursor: Cursor, count: int, scored: bool) -> tuple[list[bytes], list[float]]:
     """The pieces from where the cursor stands, and their scores, if any: u32 length, bytes, f32 score. Raises
-    BestiaryError where the file does not hold as many."""
+    BestiaryError where the file does not hold as many, and for scores that are not finite."""
     if not 0 <= count <= cursor.left // (8 if scored else 4):
         raise BestiaryError(f"{cursor.file.path} claims a vocabulary of {count} pieces; {cursor.left} bytes are left")
+    cursor.count_as("<I")
+    entries = cursor.strings(count, "the vocabulary", 4 if scored else 0)
     if not scored:
-        cursor.count_as("<I")
-        return cursor.strings(count, "the vocabulary"), []
-    pieces, scores, number = [], [], struct.Struct("<f")
-    for _ in range(count):
-        pieces.append(cursor.take(cursor.u32("the vocabulary"), "the vocabulary"))
-        scores.append(number.unpack(cursor.take(4, "the vocabulary"))[0])
-    return pieces, scores
+        return entries, []
+    scores = struct.unpack(f"<{count}f", b"".join(entry[-4:] for entry in entries))
+    if not all(map(math.isfinite, scores)):
+        wrong = next(i for i, score in enumerate(scores) if not math.isfinite(score))
+        raise BestiaryError(f"{cursor.file.path}: the score of piece {wrong} is {scores[wrong]}; the file is damaged")
+    return [entry[:-4] for entry in entries], list(scores)
 
 
 def read_entry(file: DataFile, offset: int, alignment: int = 1) -> Entry | None:
