@@ -156,9 +156,9 @@ def test_random_bytes_of_either_kind_decode_by_their_formula(file: Path) -> None
 
 def test_it_is_known_by_its_bytes_whatever_it_is_called(tmp_path: Path, host: Host) -> None:
     for matrix in MATRICES.values():
-        (tmp_path / "model.weights").write_bytes(old.bloom(matrix))  # 2: a loader that names any such file
+        (tmp_path / "model.weights").write_bytes(old.bloom(matrix))
         assert {name: sure for name, loader in host.loaders.items()
-                if (sure := loader.recognise(tmp_path / "model.weights")) > 2} == {"bloomz.cpp": 100}
+                if (sure := loader.recognise(tmp_path / "model.weights")) > 10} == {"bloomz.cpp": 100}
 
 
 @pytest.mark.parametrize("head", [2, 40, 64])
@@ -243,4 +243,5 @@ def test_types_and_names_that_such_files_do_not_have_are_refused_by_name(file: P
 def test_rows_that_are_no_whole_blocks_are_refused(file: Path, host: Host) -> None:
     tensors = {"tok_embeddings.weight": old.Weight(2, bytes(20 * 3), np.zeros((2, 48), np.float32))}
     file.write_bytes(old.bloom(tensors=tensors))
-    assert "rows of 48 weights; q4_0_v1 holds blocks of 32" in refusal(file, host)
+    said = refusal(file, host)
+    assert "tensor tok_embeddings.weight has rows of 48 weights" in said and "q4_0_v1" in said and "32" in said

@@ -123,9 +123,9 @@ def test_it_pickles_as_its_path(file: Path, host: Host) -> None:
 @kinds
 def test_it_is_known_by_its_bytes_whatever_it_is_called(tmp_path: Path, host: Host, container: str, version: int,
                                                         kind: int) -> None:
-    (tmp_path / "model.weights").write_bytes(old.falcon(container, version, kind))  # 2: a loader that names any such file
+    (tmp_path / "model.weights").write_bytes(old.falcon(container, version, kind))
     assert {name: sure for name, loader in host.loaders.items()
-            if (sure := loader.recognise(tmp_path / "model.weights")) > 2} == {"ggllm.cpp": 100}
+            if (sure := loader.recognise(tmp_path / "model.weights")) > 10} == {"ggllm.cpp": 100}
 
 
 @pytest.mark.parametrize("head", [7, 40, 64])
