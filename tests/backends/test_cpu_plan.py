@@ -18,9 +18,13 @@ from numpy.typing import NDArray
 from bestiary.backend import Batch
 from bestiary.encoding import Encoding
 from bestiary.errors import BestiaryError
-from bestiary.tensor import ArrayTensor, BlockTensor
+from bestiary.tensor import Absent, ArrayTensor, BlockTensor
 from bestiary_plugins import bestiary_quantizers
 from bestiary_plugins.backends.cpu import CpuBackend, CpuPlan
+from bestiary_plugins.backends.cpu_needs import packed_bytes
+from bestiary_plugins.backends.cpu_pack import why_not
+from bestiary_plugins.encodings import K_QUANTS, OF_SPRING_2023
+from tests.blocks import blocks
 
 if TYPE_CHECKING:
     from tests.backends.conftest import Lab
@@ -169,6 +173,17 @@ def test_an_encoding_without_a_layout_is_decoded_and_that_is_said_once(
             f"the cpu backend's kernels do not hold strange (it has no layout): such weights are kept as {held}"]
         got = lab.prefill(compiled, np.arange(5, dtype=np.int32))
         np.testing.assert_allclose(got, rows @ weight.array().T, atol=2.0)
+
+
+@pytest.mark.parametrize("encoding", [one for one in (*OF_SPRING_2023, *K_QUANTS) if why_not(one) is None],
+                         ids=lambda encoding: str(encoding.name))
+def test_what_old_blocks_and_super_blocks_take_when_they_are_packed_is_known_before(
+        lab: Lab, encoding: Encoding) -> None:
+    weight = blocks(encoding, 37, 4 * max(encoding.block_size, 32))  # its scales are no f16 numbers
+    graph, tensors = lab.single(weight, np.zeros((3, weight.columns), np.float32))
+    held = CpuBackend().compile(graph, tensors, lab.limits()).weights
+    assert packed_bytes(graph, {name: Absent(tensor.shape, tensor.encoding) for name, tensor in tensors.items()}) \
+        == held.nbytes
 
 
 def test_progress_ends_at_the_whole(lab: Lab) -> None:
