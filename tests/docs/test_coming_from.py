@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import bestiary
@@ -26,6 +27,7 @@ from bestiary_plugins.demo.beasts import publish
 from bestiary_plugins.demo.command import HERE
 from bestiary_plugins.demo.command import model as demo_model
 from bestiary_plugins.demo.merges import MERGES
+from tests.loaders.ggml_lora_files import written
 
 PAGE = Path(__file__).parents[2] / "docs/coming-from.md"
 LATER = "(later)"
@@ -107,6 +109,11 @@ def files(data: Path, host: Host, tmp_path_factory: pytest.TempPathFactory) -> P
     parts = MERGES["chinese-llama"](host.architectures["llama"], folder / "chinese", publish, 4)
     parts.source.rename(folder / "llama-hf")
     parts.adapters[0].rename(folder / "lora")
+    for old, name in (("llama-ggjt1-q4_1.bin", "old.bin"), ("bloom-bloomzcpp-q4_0.bin", "old-bloomz.bin"),
+                      ("falcon7-ggcc-q4_0.bin", "old-falcon.bin")):
+        shutil.copyfile(data / "legacy-models" / old, folder / name)
+    (folder / "adapter.bin").write_bytes(written(3, 6, {
+        "0.mlp.up_proj.A": np.ones((3, 64), np.float32), "0.mlp.up_proj.B": np.zeros((172, 3), np.float32)}))
     (folder / "prompts").mkdir()
     (folder / "prompts/alpaca.txt").write_text("Below is an instruction. Write a response.\n")
     split(folder / "f16", folder)
