@@ -78,13 +78,17 @@ float FactorField::value(const uint8_t *row, i64 group) const {
     default: x = std::ldexp(1.0f, (int)bits - 127);
     }
     if (integer.empty()) return x;
-    uint32_t whole = 0;
-    int shift = 0;
+    return x * (float)whole(row, group);
+}
+
+i64 FactorField::whole(const uint8_t *row, i64 group) const {
+    uint32_t bits = 0;
+    int width = 0;
     for (const Field &piece : integer) {
-        whole |= piece.at(row, group) << shift;
-        shift += piece.width;
+        bits |= piece.at(row, group) << width;
+        width += piece.width;
     }
-    return x * (float)((i64)(int32_t)whole + bias);
+    return (i64)bits - (is_signed && bits >> (width - 1) ? i64(1) << width : 0) + bias;
 }
 
 namespace {
@@ -100,6 +104,39 @@ bool whole_half(const FactorField &f) {
            at.stride % 8 == 0;
 }
 
+// An integer a group, and one f16 for all groups of a span of whole blocks, at most eight, that panels do not cut.
+bool in_spans(const FactorField &f, i64 group) {
+    const i64 groups = (i64)f.at.offsets.size(), columns = groups * group;
+    if (f.number != kNumberF16 || f.integer.empty() || (columns != 32 && columns != 64 && columns != 128 && columns != 256))
+        return false;
+    for (i64 offset : f.at.offsets)
+        if (offset != f.at.offsets[0]) return false;
+    return true;
+}
+
+// The integers that a factor may have.
+void reach(const FactorField &f, i64 &least, i64 &most) {
+    int width = 0;
+    for (const Field &piece : f.integer) width += piece.width;
+    least = f.bias - (f.is_signed ? i64(1) << (width - 1) : 0), most = least + (i64(1) << width) - 1;
+}
+
+int32_t numbers_of(const Layout &layout) {
+    const FactorField &scale = layout.scale, &low = layout.low;
+    if (scale.number == kNumberF16 && scale.integer.empty() && layout.factor == 1.0f &&
+        (!layout.minimum || (low.number == kNumberF16 && low.integer.empty())))
+        return kHalves;
+    if (scale.number == kNumberE8M0 && scale.integer.empty() && !layout.minimum && layout.group == kBlock) return kPowers;
+    if (layout.factor != 1.0f || (layout.group != kBlock && layout.group != kBlock / 2) || !in_spans(scale, layout.group) ||
+        (layout.minimum && (!in_spans(low, layout.group) || low.at.offsets.size() != scale.at.offsets.size())))
+        return kSingles;
+    i64 least, most, low_least = 0, low_most = 0;
+    reach(scale, least, most);
+    if (layout.minimum) reach(low, low_least, low_most);
+    if (layout.minimum && least == 0 && low_least == 0 && most < 16 && low_most < 16) return kNibblePairs;
+    return least >= -128 && most < 128 && low_least >= -128 && low_most < 128 ? kBytePairs : kSingles;
+}
+
 } // namespace
 
 void Layout::prepare() {
@@ -110,6 +147,7 @@ void Layout::prepare() {
                          f.runs[0].byte == f.runs[1].byte;
     const bool bytes = f.width == 8 && f.runs.size() == 1 && one_run(f, 0, 0, 32, 0);
     if (kind == kByte ? !bytes || !book.empty() || codes.size() != 1 : !nibbles) return;
+    if (kind == kTwo || kind == kThree || kind == kSix) return;
     if (kind == kFive) {
         if (codes.size() != 2 || is_signed) return;
         const Field &top = codes[1];
@@ -120,7 +158,7 @@ void Layout::prepare() {
     } else if (codes.size() != 1) return;
     straight.first = f.plane_start + f.runs[0].byte, straight.step = f.stride / 8;
     straight.flip = !is_signed ? 0 : kind == kByte ? 0x80808080u : 0x88888888u;
-    straight.numbers = group == kBlock && factor == 1.0f && whole_half(scale) && (!minimum || whole_half(low));
+    straight.numbers = numbers_of(*this) == kHalves && group == kBlock && factor == 1.0f && whole_half(scale) && (!minimum || whole_half(low));
 }
 
 void Layout::read_codes(const uint8_t *row, uint8_t *out) const {
@@ -173,14 +211,18 @@ Matrix packed_shape(const Layout &layout, i64 rows) {
     m.blocks = (layout.columns + kBlock - 1) / kBlock;
     m.half = layout.group == 16;
     m.minimum = layout.minimum;
-    m.wide = layout.scale.number != kNumberF16 || !layout.scale.integer.empty() ||
-             (layout.minimum && (layout.low.number != kNumberF16 || !layout.low.integer.empty())) ||
-             layout.factor != 1.0f;
+    m.factor = layout.factor;
     m.zero = layout.book.empty() ? (int32_t)layout.zero : 128;
     if (m.kind == kBook) std::copy(layout.rounded.begin(), layout.rounded.end(), m.book); // its border checked: at most 16
+    m.numbers = numbers_of(layout);
+    const i64 parts = m.half ? 2 : 1, each = m.minimum ? 2 : 1;
     m.span = m.half ? 1 : (layout.group + kBlock - 1) / kBlock;
-    m.header = kLanes * (m.wide ? 4 : 2) * (m.half ? 2 : 1) * (m.minimum ? 2 : 1);
-    m.code_bytes = m.kind == kByte ? 512 : m.kind == kFive ? 320 : 256;
+    m.header = kLanes * (m.numbers == kSingles ? 4 : m.numbers == kPowers ? 1 : 2) * parts * each;
+    if (m.numbers == kBytePairs || m.numbers == kNibblePairs) {
+        m.span = (i64)layout.scale.at.offsets.size() / parts;
+        m.header = kLanes * (2 * each + m.span * parts * (m.numbers == kBytePairs ? each : 1));
+    }
+    m.code_bytes = code_bytes_of(m.kind);
     m.group_bytes = (m.blocks + m.span - 1) / m.span * m.header + m.blocks * m.code_bytes;
     return m;
 }
@@ -322,31 +364,56 @@ void pack_codes(const Matrix &m, const Layout &layout, const uint8_t *row, i64 a
             for (int j = 0; j < 8; ++j, p += 64) std::memcpy(p, c + 4 * j, 4);
             continue;
         }
-        uint32_t x, y, fifth = 0;
-        for (int j = 0; j < 4; ++j, p += 64) {
-            std::memcpy(&x, c + 4 * j, 4), std::memcpy(&y, c + 16 + 4 * j, 4);
-            fifth |= (x >> 4 & 0x01010101) << j | (y >> 4 & 0x01010101) << (j + 4);
-            x = (x & 0x0F0F0F0F) | (y & 0x0F0F0F0F) << 4;
-            std::memcpy(p, &x, 4);
+        uint32_t quads[8], two[2] = {}, bits = 0; // two: bits of a pair's, from bit `from` on; bits: one a code
+        std::memcpy(quads, c, 32);
+        const int from = m.kind == kSix ? 4 : 0, at_bit = m.kind == kThree ? 2 : 4;
+        for (int j = 0; j < 8; ++j) {
+            two[j % 2] |= (quads[j] >> from & 0x03030303) << (j / 2 * 2);
+            bits |= (quads[j] >> at_bit & 0x01010101) << j;
         }
-        if (m.kind == kFive) std::memcpy(p, &fifth, 4);
+        if (m.kind != kTwo && m.kind != kThree)
+            for (int j = 0; j < 4; ++j, p += 64) {
+                const uint32_t x = (quads[j] & 0x0F0F0F0F) | (quads[j + 4] & 0x0F0F0F0F) << 4;
+                std::memcpy(p, &x, 4);
+            }
+        if (m.kind == kTwo || m.kind == kThree || m.kind == kSix)
+            for (int i = 0; i < 2; ++i, p += 64) std::memcpy(p, two + i, 4);
+        if (m.kind == kFive || m.kind == kThree) std::memcpy(p, &bits, 4);
     }
 }
 
 // One row's scales and minimums, of any layout.
 void pack_numbers(const Matrix &m, const Layout &layout, const uint8_t *row, i64 at) {
-    const i64 parts = m.half ? 2 : 1, step = m.wide ? 64 : 32, lane = at % kLanes;
+    const bool wide = m.numbers == kSingles;
+    const i64 parts = m.half ? 2 : 1, step = wide ? 64 : 32, lane = at % kLanes;
     const i64 numbers = (layout.columns + layout.group - 1) / layout.group, stride = m.header + m.span * m.code_bytes;
+    const uint16_t flip = layout.minimum_sign < 0 ? 0x8000 : 0;
     uint8_t *to = m.data + at / kLanes * m.group_bytes;
+    if (m.nested()) {
+        const i64 count = m.span * parts;
+        for (i64 g = 0; g < numbers; ++g) {
+            uint8_t *header = to + g / count * stride, *whole = header + g % count * kLanes + lane;
+            if (m.numbers == kPowers) {
+                *whole = (uint8_t)layout.scale.at.at(row, g);
+                continue;
+            }
+            put_number(header, lane, false, 0.0f, (uint16_t)layout.scale.at.at(row, g));
+            if (m.minimum) put_number(header + 32, lane, false, 0.0f, (uint16_t)(layout.low.at.at(row, g) ^ flip));
+            whole += m.minimum ? 64 : 32;
+            const i64 d = layout.scale.whole(row, g), low = m.minimum ? layout.low.whole(row, g) : 0;
+            *whole = (uint8_t)(m.numbers == kNibblePairs ? d | low << 4 : d);
+            if (m.minimum && m.numbers == kBytePairs) whole[count * kLanes] = (uint8_t)low;
+        }
+        return;
+    }
     for (i64 g = 0; g < numbers; ++g) {
         uint8_t *header = to + (m.half ? g / 2 * stride + g % 2 * step : g * stride);
-        const float d = m.wide ? layout.scale.value(row, g) * layout.factor : 0.0f;
-        put_number(header, lane, m.wide, d, m.wide ? 0 : (uint16_t)layout.scale.at.at(row, g));
+        const float d = wide ? layout.scale.value(row, g) * layout.factor : 0.0f;
+        put_number(header, lane, wide, d, wide ? 0 : (uint16_t)layout.scale.at.at(row, g));
         if (m.minimum) {
-            uint16_t half = m.wide ? 0 : (uint16_t)layout.low.at.at(row, g);
-            if (layout.minimum_sign < 0) half ^= 0x8000;
-            const float low = m.wide ? layout.minimum_sign * layout.low.value(row, g) : 0.0f;
-            put_number(header + parts * step, lane, m.wide, low, half);
+            const uint16_t half = wide ? 0 : (uint16_t)(layout.low.at.at(row, g) ^ flip);
+            const float low = wide ? layout.minimum_sign * layout.low.value(row, g) : 0.0f;
+            put_number(header + parts * step, lane, wide, low, half);
         }
     }
 }
@@ -390,19 +457,33 @@ void unpack_row(const Matrix &m, i64 row, float *out) {
         }
         return;
     }
-    const i64 parts = m.half ? 2 : 1, step = m.wide ? 64 : 32;
-    auto number = [&](const uint8_t *p) {
-        float x;
+    const i64 parts = m.half ? 2 : 1, step = m.numbers == kSingles ? 64 : 32;
+    auto half_at = [&](const uint8_t *p) {
         uint16_t h;
-        if (m.wide) std::memcpy(&x, p + lane * 4, 4);
-        else std::memcpy(&h, p + lane * 2, 2), x = f16_to_f32(h);
-        return x;
+        std::memcpy(&h, p + lane * 2, 2);
+        return f16_to_f32(h);
+    };
+    auto number = [&](i64 b, i64 part, bool low) { // the scale, or the minimum
+        const uint8_t *header = w + m.header_at(b);
+        float x;
+        if (!m.nested()) {
+            header += (part + (low ? parts : 0)) * step;
+            if (m.numbers == kHalves) return half_at(header);
+            std::memcpy(&x, header + lane * 4, 4);
+            return x;
+        }
+        const i64 count = m.span * parts;
+        const uint8_t *whole = header + (b % m.span * parts + part) * kLanes + lane;
+        if (m.numbers == kPowers) return m.factor * std::ldexp(1.0f, (int)*whole - 127);
+        whole += m.minimum ? 64 : 32;
+        if (m.numbers == kNibblePairs) x = (float)(low ? *whole >> 4 : *whole & 15);
+        else x = (float)(int8_t)whole[low ? count * kLanes : 0];
+        return half_at(header + (low ? 32 : 0)) * x;
     };
     for (i64 c = 0; c < m.columns; ++c) {
         const i64 b = c / kBlock, k = c % kBlock, part = m.half ? k / 16 : 0;
-        const uint8_t *header = w + m.header_at(b) + part * step;
-        out[c] = (float)(m.code_at(w + m.codes_at(b), lane, k) - m.zero) * number(header);
-        if (m.minimum) out[c] = out[c] + number(header + parts * step);
+        out[c] = (float)(m.code_at(w + m.codes_at(b), lane, k) - m.zero) * number(b, part, false);
+        if (m.minimum) out[c] = out[c] + number(b, part, true);
     }
 }
 

@@ -30,12 +30,14 @@ struct FactorField {
     Field at;
     std::vector<Field> integer;
     i64 bias = 0;
+    bool is_signed = false; // the integer
     float value(const uint8_t *row, i64 group) const;
+    i64 whole(const uint8_t *row, i64 group) const; // the integer and its bias
 };
 
 struct Layout {
     i64 columns = 0, row_bytes = 0;
-    int32_t kind = kByte; // how it is packed: kNibble, kFive, kByte, or a plain number
+    int32_t kind = kByte; // how it is packed
     i64 group = 0;        // columns that share a scale
     std::vector<Field> codes;
     bool is_signed = false, minimum = false;
