@@ -280,6 +280,13 @@ inline void spread(const Matrix &m, const uint8_t *header, float *out) {
             int8_t whole[2][16];
             for (int r = 0; r < 16; ++r) whole[0][r] = p[r] & 15, whole[1][r] = (int8_t)((uint8_t)p[r] >> 4);
             st(to, mul(ld_i8(whole[0]), scale)), st(to + 16 * parts, mul(ld_i8(whole[1]), low));
+        } else if (m.numbers == kSixBits) {
+            const uint8_t *four = header + 32 + i / 2 * 16, *two = header + 32 + 8 * count + i / 4 * 16;
+            const int of_four = i % 2 * 4, of_two = i % 4 * 2;
+            int8_t whole[16];
+            for (int r = 0; r < 16; ++r)
+                whole[r] = (int8_t)(((four[r] >> of_four & 15) | (two[r] >> of_two & 3) << 4) - 32);
+            st(to, mul(ld_i8(whole), scale));
         } else {
             st(to, mul(ld_i8(p), scale));
             if (m.minimum) st(to + 16 * parts, mul(ld_i8(p + 16 * count), low));

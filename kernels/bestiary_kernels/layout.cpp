@@ -134,6 +134,7 @@ int32_t numbers_of(const Layout &layout) {
     reach(scale, least, most);
     if (layout.minimum) reach(low, low_least, low_most);
     if (layout.minimum && least == 0 && low_least == 0 && most < 16 && low_most < 16) return kNibblePairs;
+    if (!layout.minimum && least >= -32 && most < 32 && scale.at.offsets.size() % 4 == 0) return kSixBits;
     return least >= -128 && most < 128 && low_least >= -128 && low_most < 128 ? kBytePairs : kSingles;
 }
 
@@ -218,9 +219,10 @@ Matrix packed_shape(const Layout &layout, i64 rows) {
     const i64 parts = m.half ? 2 : 1, each = m.minimum ? 2 : 1;
     m.span = m.half ? 1 : (layout.group + kBlock - 1) / kBlock;
     m.header = kLanes * (m.numbers == kSingles ? 4 : m.numbers == kPowers ? 1 : 2) * parts * each;
-    if (m.numbers == kBytePairs || m.numbers == kNibblePairs) {
-        m.span = (i64)layout.scale.at.offsets.size() / parts;
-        m.header = kLanes * (2 * each + m.span * parts * (m.numbers == kBytePairs ? each : 1));
+    if (m.nested() && m.numbers != kPowers) {
+        const i64 count = (i64)layout.scale.at.offsets.size(), bits = m.numbers == kSixBits ? 6 : m.numbers == kBytePairs ? 8 * each : 8;
+        m.span = count / parts;
+        m.header = kLanes * (2 * each + count * bits / 8);
     }
     m.code_bytes = code_bytes_of(m.kind);
     m.group_bytes = (m.blocks + m.span - 1) / m.span * m.header + m.blocks * m.code_bytes;
@@ -400,6 +402,14 @@ void pack_numbers(const Matrix &m, const Layout &layout, const uint8_t *row, i64
             put_number(header, lane, false, 0.0f, (uint16_t)layout.scale.at.at(row, g));
             if (m.minimum) put_number(header + 32, lane, false, 0.0f, (uint16_t)(layout.low.at.at(row, g) ^ flip));
             whole += m.minimum ? 64 : 32;
+            if (m.numbers == kSixBits) {
+                const i64 i = g % count;
+                const unsigned code = (unsigned)(layout.scale.whole(row, g) + 32);
+                uint8_t *four = header + 32 + i / 2 * 16 + lane, *two = header + 32 + 8 * count + i / 4 * 16 + lane;
+                *four = (uint8_t)((i % 2 ? *four : 0) | (code & 15) << (i % 2 * 4));
+                *two = (uint8_t)((i % 4 ? *two : 0) | code >> 4 << (i % 4 * 2));
+                continue;
+            }
             const i64 d = layout.scale.whole(row, g), low = m.minimum ? layout.low.whole(row, g) : 0;
             *whole = (uint8_t)(m.numbers == kNibblePairs ? d | low << 4 : d);
             if (m.minimum && m.numbers == kBytePairs) whole[count * kLanes] = (uint8_t)low;
@@ -476,7 +486,11 @@ void unpack_row(const Matrix &m, i64 row, float *out) {
         const uint8_t *whole = header + (b % m.span * parts + part) * kLanes + lane;
         if (m.numbers == kPowers) return m.factor * std::ldexp(1.0f, (int)*whole - 127);
         whole += m.minimum ? 64 : 32;
-        if (m.numbers == kNibblePairs) x = (float)(low ? *whole >> 4 : *whole & 15);
+        if (m.numbers == kSixBits) {
+            const i64 i = b % m.span * parts + part;
+            const uint8_t *four = header + 32 + i / 2 * 16, *two = header + 32 + 8 * count + i / 4 * 16;
+            x = (float)(((four[lane] >> (i % 2 * 4) & 15) | (two[lane] >> (i % 4 * 2) & 3) << 4) - 32);
+        } else if (m.numbers == kNibblePairs) x = (float)(low ? *whole >> 4 : *whole & 15);
         else x = (float)(int8_t)whole[low ? count * kLanes : 0];
         return half_at(header + (low ? 32 : 0)) * x;
     };

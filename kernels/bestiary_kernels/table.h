@@ -30,9 +30,9 @@ constexpr int64_t code_bytes_of(int32_t kind) { // of 32 columns of sixteen rows
                                                                                                     : 256;
 }
 
-// Scales and minimums of a header: f16 or f32 each; one f16 a row for the whole span, and with it an integer a group, a
-// signed byte each, or scale and minimum the lower and upper half of a byte; or powers of two, a byte each.
-enum Numbers : int32_t { kHalves = 0, kSingles = 1, kBytePairs = 2, kNibblePairs = 3, kPowers = 4 };
+// Scales and minimums of a header: f16 or f32 each; one f16 a row for the whole span, and with it an integer a group:
+// signed bytes, scale and minimum as the halves of a byte, or scales alone of 6 bits; or powers of two, a byte each.
+enum Numbers : int32_t { kHalves = 0, kSingles = 1, kBytePairs = 2, kNibblePairs = 3, kSixBits = 4, kPowers = 5 };
 constexpr int64_t kSpread = 8 * 4 * 16; // numbers of the longest span that `spread` writes
 
 // How keys and values are held: as numbers, or as signed bytes of which up to 32 of a head share an f16 scale.
