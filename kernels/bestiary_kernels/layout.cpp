@@ -107,8 +107,8 @@ bool whole_half(const FactorField &f) {
 // An integer a group, and one f16 for all groups of a span of whole blocks, at most eight, that panels do not cut.
 bool in_spans(const FactorField &f, i64 group) {
     const i64 groups = (i64)f.at.offsets.size(), columns = groups * group;
-    if (f.number != kNumberF16 || f.integer.empty() || (columns != 32 && columns != 64 && columns != 128 && columns != 256))
-        return false;
+    const bool fits = columns == 32 || columns == 64 || columns == 128 || columns == 256;
+    if (f.number != kNumberF16 || f.integer.empty() || !fits) return false;
     for (i64 offset : f.at.offsets)
         if (offset != f.at.offsets[0]) return false;
     return true;
@@ -126,8 +126,10 @@ int32_t numbers_of(const Layout &layout) {
     if (scale.number == kNumberF16 && scale.integer.empty() && layout.factor == 1.0f &&
         (!layout.minimum || (low.number == kNumberF16 && low.integer.empty())))
         return kHalves;
-    if (scale.number == kNumberE8M0 && scale.integer.empty() && !layout.minimum && layout.group == kBlock) return kPowers;
-    if (layout.factor != 1.0f || (layout.group != kBlock && layout.group != kBlock / 2) || !in_spans(scale, layout.group) ||
+    if (scale.number == kNumberE8M0 && scale.integer.empty() && !layout.minimum && layout.group == kBlock)
+        return kPowers;
+    if (layout.factor != 1.0f || (layout.group != kBlock && layout.group != kBlock / 2) ||
+        !in_spans(scale, layout.group) ||
         (layout.minimum && (!in_spans(low, layout.group) || low.at.offsets.size() != scale.at.offsets.size())))
         return kSingles;
     i64 least, most, low_least = 0, low_most = 0;
@@ -216,14 +218,10 @@ Matrix packed_shape(const Layout &layout, i64 rows) {
     m.zero = layout.book.empty() ? (int32_t)layout.zero : 128;
     if (m.kind == kBook) std::copy(layout.rounded.begin(), layout.rounded.end(), m.book); // its border checked: at most 16
     m.numbers = numbers_of(layout);
-    const i64 parts = m.half ? 2 : 1, each = m.minimum ? 2 : 1;
-    m.span = m.half ? 1 : (layout.group + kBlock - 1) / kBlock;
-    m.header = kLanes * (m.numbers == kSingles ? 4 : m.numbers == kPowers ? 1 : 2) * parts * each;
-    if (m.nested() && m.numbers != kPowers) {
-        const i64 count = (i64)layout.scale.at.offsets.size(), bits = m.numbers == kSixBits ? 6 : m.numbers == kBytePairs ? 8 * each : 8;
-        m.span = count / parts;
-        m.header = kLanes * (2 * each + count * bits / 8);
-    }
+    const i64 parts = m.half ? 2 : 1;
+    const bool shared = m.nested() && m.numbers != kPowers;
+    m.span = shared ? (i64)layout.scale.at.offsets.size() / parts : m.half ? 1 : (layout.group + kBlock - 1) / kBlock;
+    m.header = header_bytes(m.numbers, shared ? m.span * parts : parts, m.minimum);
     m.code_bytes = code_bytes_of(m.kind);
     m.group_bytes = (m.blocks + m.span - 1) / m.span * m.header + m.blocks * m.code_bytes;
     return m;

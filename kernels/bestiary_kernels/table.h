@@ -34,6 +34,13 @@ constexpr int64_t code_bytes_of(int32_t kind) { // of 32 columns of sixteen rows
 // signed bytes, scale and minimum as the halves of a byte, or scales alone of 6 bits; or powers of two, a byte each.
 enum Numbers : int32_t { kHalves = 0, kSingles = 1, kBytePairs = 2, kNibblePairs = 3, kSixBits = 4, kPowers = 5 };
 constexpr int64_t kSpread = 8 * 4 * 16; // numbers of the longest span that `spread` writes
+// Bytes of a header with that many scales a row, and as many minimums or none.
+constexpr int64_t header_bytes(int32_t numbers, int64_t scales, bool minimum) {
+    const int64_t each = minimum ? 2 : 1, super = 2 * each; // of a row
+    return 16 * (numbers == kHalves ? 2 * scales * each : numbers == kSingles ? 4 * scales * each
+               : numbers == kPowers ? scales : numbers == kSixBits ? super + scales * 3 / 4
+               : super + scales * (numbers == kBytePairs ? each : 1));
+}
 
 // How keys and values are held: as numbers, or as signed bytes of which up to 32 of a head share an f16 scale.
 enum Held : int32_t { kHeldF32 = 0, kHeldF16 = 1, kHeldQ8 = 2 };
