@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Field = tuple[int, tuple[int, ...], int, int, int]
-Factor = tuple[str, Field, tuple[Field, ...], int]
+Factor = tuple[str, Field, tuple[Field, ...], int, bool]
 
 KINDS: dict[str, int]
 CACHE_TYPES: dict[str, int]

@@ -18,6 +18,9 @@ cdef extern from "table.h" namespace "bestiary":
         kFive "bestiary::kFive"
         kByte "bestiary::kByte"
         kBook "bestiary::kBook"
+        kTwo "bestiary::kTwo"
+        kThree "bestiary::kThree"
+        kSix "bestiary::kSix"
         kF32 "bestiary::kF32"
         kF16 "bestiary::kF16"
         kBF16 "bestiary::kBF16"
@@ -60,6 +63,7 @@ cdef extern from "layout.h" namespace "bestiary":
         CField at
         vector[CField] integer
         i64 bias
+        cbool is_signed
     cdef struct CStraight "bestiary::Layout::Straight":
         i64 first
         cbool numbers
@@ -193,8 +197,9 @@ cdef int _pending() except -1:
 cdef int _signals(void *unused) noexcept with gil:
     return PyErr_CheckSignals()
 
-KINDS = {"nibble": kNibble, "five": kFive, "byte": kByte, "book": kBook, "f32": kF32, "f16": kF16, "bf16": kBF16}
-_MOST_BITS = {"nibble": 4, "five": 5, "byte": 8, "book": 4}
+KINDS = {"nibble": kNibble, "five": kFive, "byte": kByte, "book": kBook, "two": kTwo, "three": kThree, "six": kSix,
+         "f32": kF32, "f16": kF16, "bf16": kBF16}
+_MOST_BITS = {"nibble": 4, "five": 5, "byte": 8, "book": 4, "two": 2, "three": 3, "six": 6}
 NUMBERS = {"f32": 0, "f16": 1, "bf16": 2, "e8m0": 3}
 CACHE_TYPES = {"f32": kHeldF32, "f16": kHeldF16, "q8_0": kHeldQ8}
 _WIDTHS = {"f32": 32, "f16": 16, "bf16": 16, "e8m0": 8}
@@ -309,9 +314,9 @@ cdef CField _field(tuple given, i64 count) except *:
 
 
 cdef CFactor _factor(tuple given, i64 count) except *:
-    """(number, field, integer fields, bias)."""
+    """(number, field, integer fields, bias, whether the integer is signed)."""
     cdef CFactor factor
-    number, at, integer, bias = given
+    number, at, integer, bias, signed = given
     if number not in NUMBERS:
         raise ValueError(f"number type {number!r}; known: {', '.join(NUMBERS)}")
     if at[0] != _WIDTHS[number]:
@@ -322,7 +327,7 @@ cdef CFactor _factor(tuple given, i64 count) except *:
     factor.at = _field(at, count)
     for piece in integer:
         factor.integer.push_back(_field(piece, count))
-    factor.bias = bias
+    factor.bias, factor.is_signed = bias, signed
     return factor
 
 

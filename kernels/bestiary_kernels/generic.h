@@ -253,11 +253,61 @@ void quantize(const float *x, i64 stride, i64 columns, i64 t0, i64 t1, i64 b0, i
     }
 }
 
-// Sixteen scales or minimums of a header.
+// Sixteen scales or minimums.
 inline F header_values(const uint8_t *p, bool wide) {
     return wide ? ld((const float *)p) : ld_f16((const uint16_t *)p);
 }
-inline i64 header_step(const Matrix &m) { return m.wide ? 64 : 32; }
+
+// The header of a span of a nested matrix as f32: for each block its scales, [part][16], then its minimums.
+inline void spread(const Matrix &m, const uint8_t *header, float *out) {
+    const i64 parts = m.half ? 2 : 1, count = m.span * parts;
+    if (m.numbers == kPowers) {
+        for (i64 i = 0; i < count; ++i) {
+            uint32_t bits[16];
+            for (int r = 0; r < 16; ++r) // 2 ** -127 is subnormal
+                bits[r] = header[16 * i + r] ? (uint32_t)header[16 * i + r] << 23 : 1u << 22;
+            float x[16];
+            std::memcpy(x, bits, sizeof x);
+            st(out + 16 * i, mul(ld(x), bc(m.factor)));
+        }
+        return;
+    }
+    const F scale = ld_f16((const uint16_t *)header), low = m.minimum ? ld_f16((const uint16_t *)(header + 32)) : scale;
+    const int8_t *p = (const int8_t *)header + (m.minimum ? 64 : 32);
+    for (i64 i = 0; i < count; ++i, p += 16) {
+        float *to = out + (i - i % parts) * (m.minimum ? 32 : 16) + i % parts * 16;
+        if (m.numbers == kNibblePairs) {
+            int8_t whole[2][16];
+            for (int r = 0; r < 16; ++r) whole[0][r] = p[r] & 15, whole[1][r] = (int8_t)((uint8_t)p[r] >> 4);
+            st(to, mul(ld_i8(whole[0]), scale)), st(to + 16 * parts, mul(ld_i8(whole[1]), low));
+        } else if (m.numbers == kSixBits) {
+            const uint8_t *four = header + 32 + i / 2 * 16, *two = header + 32 + 8 * count + i / 4 * 16;
+            const int of_four = i % 2 * 4, of_two = i % 4 * 2;
+            int8_t whole[16];
+            for (int r = 0; r < 16; ++r)
+                whole[r] = (int8_t)(((four[r] >> of_four & 15) | (two[r] >> of_two & 3) << 4) - 32);
+            st(to, mul(ld_i8(whole), scale));
+        } else {
+            st(to, mul(ld_i8(p), scale));
+            if (m.minimum) st(to + 16 * parts, mul(ld_i8(p + 16 * count), low));
+        }
+    }
+}
+
+// Where the numbers of a row group's blocks are, block by block: in its headers, or spread out at the first of a span.
+struct Values {
+    const uint8_t *at;
+    i64 step; // from scale to scale, in bytes
+    i64 next; // from block to block inside a span
+    alignas(64) float room[kSpread];
+
+    BESTIARY_INLINE explicit Values(const Matrix &m)
+        : at(nullptr), step(m.numbers == kHalves ? 32 : 64), next(m.nested() ? (m.half ? 128 : 64) << m.minimum : 0) {}
+    BESTIARY_INLINE void begin(const Matrix &m, const uint8_t *header) {
+        at = header;
+        if (m.nested()) spread(m, header, room), at = (const uint8_t *)room;
+    }
+};
 
 // Results of 16 rows of a token, as far as the rows exist.
 inline void put(float *out, F acc, const float *bias, i64 row, i64 rows) {

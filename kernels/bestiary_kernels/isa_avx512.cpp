@@ -12,22 +12,45 @@ inline I four(const int8_t *p) { // four activations, in every lane
     return _mm512_set1_epi32(x);
 }
 
-// What a block's nibbles need beside them: its fifth bits, or the codebook four times.
+// What a block's codes need beside them: fifth or third bits, or the codebook four times.
 template <int Kind> inline I beside(const Matrix &m, const uint8_t *codes) {
     if (Kind == kFive) return load512(codes + 256);
+    if (Kind == kThree) return load512(codes + 128);
     if (Kind == kBook) return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)m.book));
     return _mm512_setzero_si512();
 }
 
-// Vectors j and j + 4 of a block's codes, of which `w` holds the nibbles. more: from `beside`; the fifth bits of column
-// quads j and j + 4 are bits 0 and 4 of its bytes, and are moved on to the next pair.
-template <int Kind> inline void pair(I w, I &more, I &w0, I &w1) {
-    const I low = _mm512_set1_epi8(15), sixteen = _mm512_set1_epi8(16);
+// Column quads j and j + 4 of a block's codes, at p. more: from `beside`; the fifth or third bits of these quads are
+// bits 0 and 4 of its bytes, and are moved on to the next pair.
+template <int Kind> BESTIARY_INLINE void pair(const uint8_t *p, int j, I &more, I &w0, I &w1) {
+    if (Kind == kByte) {
+        w0 = load512(p + 64 * j), w1 = load512(p + 256 + 64 * j);
+        return;
+    }
+    const I low = _mm512_set1_epi8(15), sixteen = _mm512_set1_epi8(16), three = _mm512_set1_epi8(3);
+    if (Kind == kTwo || Kind == kThree) {
+        const I w = load512(p + j % 2 * 64);
+        w0 = _mm512_and_si512(j < 2 ? w : _mm512_srli_epi16(w, 2), three);
+        w1 = _mm512_and_si512(j < 2 ? _mm512_srli_epi16(w, 4) : _mm512_srli_epi16(w, 6), three);
+        if (Kind == kThree) {
+            const I four_ = _mm512_set1_epi8(4);
+            w0 = _mm512_ternarylogic_epi32(_mm512_slli_epi16(more, 2), four_, w0, 0xEA);
+            w1 = _mm512_ternarylogic_epi32(_mm512_srli_epi16(more, 2), four_, w1, 0xEA);
+            more = _mm512_srli_epi16(more, 1);
+        }
+        return;
+    }
+    const I w = load512(p + 64 * j);
     w0 = _mm512_and_si512(w, low), w1 = _mm512_and_si512(_mm512_srli_epi16(w, 4), low);
     if (Kind == kFive) {
         w0 = _mm512_ternarylogic_epi32(_mm512_slli_epi16(more, 4), sixteen, w0, 0xEA); // (x & 16) | nibble
         w1 = _mm512_ternarylogic_epi32(more, sixteen, w1, 0xEA);
         more = _mm512_srli_epi16(more, 1);
+    }
+    if (Kind == kSix) {
+        const I top = _mm512_set1_epi8(48), two = load512(p + 256 + j % 2 * 64);
+        w0 = _mm512_ternarylogic_epi32(j < 2 ? _mm512_slli_epi16(two, 4) : _mm512_slli_epi16(two, 2), top, w0, 0xEA);
+        w1 = _mm512_ternarylogic_epi32(j < 2 ? two : _mm512_srli_epi16(two, 2), top, w1, 0xEA);
     }
     if (Kind == kBook) w0 = _mm512_shuffle_epi8(more, w0), w1 = _mm512_shuffle_epi8(more, w1);
 }
@@ -39,29 +62,21 @@ F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int32_t *corr
     constexpr int parts = Half ? 2 : 1;
     constexpr i64 step = Wide ? 64 : 32;
     F total = bc(0.0f);
-    const uint8_t *header = p;
-    for (i64 b = 0, left = 0; b < m.blocks; ++b, --left) {
-        if (!left) header = p, p += m.header, left = m.span;
+    Values values(m);
+    for (i64 b = 0, left = 0; b < m.blocks; ++b, --left, values.at += values.next) {
+        if (!left) values.begin(m, p), p += m.header, left = m.span;
+        const uint8_t *header = values.at;
         const int8_t *a = in.codes + b * kBlock;
         I s[2] = {_mm512_set1_epi32(correction[b * parts]), Half ? _mm512_set1_epi32(correction[b * parts + parts - 1])
                                                                  : _mm512_setzero_si512()};
-        if (Kind != kByte) {
-            I w0, w1, more = beside<Kind>(m, p);
+        I w0, w1, more = beside<Kind>(m, p);
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) {
-                pair<Kind>(load512(p + 64 * j), more, w0, w1);
-                s[0] = _mm512_dpbusd_epi32(s[0], w0, four(a + 4 * j));
-                s[1] = _mm512_dpbusd_epi32(s[1], w1, four(a + 16 + 4 * j));
-            }
-            p += Kind == kFive ? 320 : 256;
-        } else {
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) {
-                s[0] = _mm512_dpbusd_epi32(s[0], load512(p + 64 * j), four(a + 4 * j));
-                s[1] = _mm512_dpbusd_epi32(s[1], load512(p + 256 + 64 * j), four(a + 16 + 4 * j));
-            }
-            p += 512;
+        for (int j = 0; j < 4; ++j) {
+            pair<Kind>(p, j, more, w0, w1);
+            s[0] = _mm512_dpbusd_epi32(s[0], w0, four(a + 4 * j));
+            s[1] = _mm512_dpbusd_epi32(s[1], w1, four(a + 16 + 4 * j));
         }
+        p += code_bytes_of(Kind);
         if (!Half) s[0] = addi(s[0], s[1]);
         F scale = bc(in.scales[b]);
 #pragma GCC unroll 2
@@ -86,26 +101,26 @@ struct Panel {
 };
 
 template <int Kind> void unpack(const Matrix &m, i64 g, i64 count, i64 b0, i64 b1, const Panel &panel) {
-    const i64 parts = m.half ? 2 : 1, step = header_step(m);
+    const i64 parts = m.half ? 2 : 1;
+    const bool wide = m.numbers != kHalves;
+    Values values(m);
     for (i64 i = 0; i < count; ++i) {
         const uint8_t *w = m.data + (g + i) * m.group_bytes;
-        for (i64 b = b0; b < b1; ++b) {
-            const uint8_t *header = w + m.header_at(b), *p = w + m.codes_at(b);
+        for (i64 b = b0; b < b1; ++b, values.at += values.next) {
+            if (b == b0 || b % m.span == 0) values.begin(m, w + m.header_at(b));
+            const uint8_t *header = values.at, *p = w + m.codes_at(b);
             uint8_t *to = panel.codes + (b - b0) * 1024 + i * 64;
             for (i64 part = 0; part < parts; ++part) {
                 const i64 at = (((b - b0) * parts + part) * 2 + i) * 16;
-                st(panel.scales + at, header_values(header + part * step, m.wide));
-                if (m.minimum) st(panel.minimums + at, header_values(header + (parts + part) * step, m.wide));
+                st(panel.scales + at, header_values(header + part * values.step, wide));
+                if (m.minimum) st(panel.minimums + at, header_values(header + (parts + part) * values.step, wide));
             }
-            if (Kind != kByte) {
-                I w0, w1, more = beside<Kind>(m, p);
-                for (int j = 0; j < 4; ++j) {
-                    pair<Kind>(load512(p + 64 * j), more, w0, w1);
-                    _mm512_store_si512((void *)(to + j * 128), w0);
-                    _mm512_store_si512((void *)(to + (j + 4) * 128), w1);
-                }
-            } else {
-                for (int j = 0; j < 8; ++j) _mm512_store_si512((void *)(to + j * 128), load512(p + 64 * j));
+            I w0, w1, more = beside<Kind>(m, p);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) {
+                pair<Kind>(p, j, more, w0, w1);
+                _mm512_store_si512((void *)(to + j * 128), w0);
+                _mm512_store_si512((void *)(to + (j + 4) * 128), w1);
             }
         }
     }
@@ -206,7 +221,7 @@ void groups(const Matrix &m, const Input &in, const int32_t *correction, const i
     if (in.tokens > 1) return matmul<Kind, Half, Minimum>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
     for (i64 g = g0; g < g1; ++g) {
         const uint8_t *w = m.data + g * m.group_bytes;
-        const F total = m.wide ? matvec<Kind, Half, Minimum, true>(m, w, in, correction, sums)
+        const F total = m.numbers != kHalves ? matvec<Kind, Half, Minimum, true>(m, w, in, correction, sums)
                                : matvec<Kind, Half, Minimum, false>(m, w, in, correction, sums);
         put(out, total, bias, g * 16, m.rows);
     }

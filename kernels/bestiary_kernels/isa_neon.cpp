@@ -25,29 +25,44 @@ inline int8x16_t less128(int8x16_t x) { return veorq_s8(x, vdupq_n_s8(-128)); }
 // vdotq_s32 multiplies signed bytes: codes of 8 bits and levels of a codebook come without their 128.
 constexpr bool bytes(int kind) { return kind == kByte || kind == kBook; }
 
-// What `pair` needs beside the nibbles: a block's fifth bits, or the codebook.
+// What `pair` needs beside: a block's fifth or third bits, or the codebook.
 template <int Kind> BESTIARY_INLINE Bytes beside(const Matrix &m, const uint8_t *p) {
     if constexpr (Kind == kFive) return load(p + 256);
+    if constexpr (Kind == kThree) return load(p + 128);
     const int8x16_t book = less128(vld1q_s8((const int8_t *)m.book));
     return {book, book, book, book};
 }
 
-// Column quads J and J + 4 of a block's codes, at p. more: from `beside`; the fifth bits of these quads are bits J and
-// J + 4 of its bytes.
+// code | (bits moved to the left, or to the right, & mask)
+template <int Left> BESTIARY_INLINE Bytes with_bits(Bytes code, Bytes bits, int mask) {
+    const int8x16_t wanted = vdupq_n_s8((int8_t)mask), by = vdupq_n_s8(Left);
+    const auto one = [wanted, by](int8x16_t x, int8x16_t y) {
+        const uint8x16_t moved = vshlq_u8(vreinterpretq_u8_s8(y), by); // to the right where negative
+        return vorrq_s8(x, vandq_s8(vreinterpretq_s8_u8(moved), wanted));
+    };
+    return {one(code.a, bits.a), one(code.b, bits.b), one(code.c, bits.c), one(code.d, bits.d)};
+}
+
+// Column quads J and J + 4 of a block's codes, at p. more: from `beside`; the fifth or third bits of these quads are
+// bits J and J + 4 of its bytes.
 template <int Kind, int J> BESTIARY_INLINE void pair(const uint8_t *p, Bytes more, Bytes &w0, Bytes &w1) {
+    if constexpr (Kind == kTwo || Kind == kThree) {
+        const int8x16_t zero = vdupq_n_s8(0);
+        const Bytes none = {zero, zero, zero, zero}, two = load(p + J % 2 * 64);
+        w0 = with_bits<-(J / 2 * 2)>(none, two, 3), w1 = with_bits<-(4 + J / 2 * 2)>(none, two, 3);
+        if constexpr (Kind == kThree) w0 = with_bits<2 - J>(w0, more, 4), w1 = with_bits<-2 - J>(w1, more, 4);
+        return;
+    }
     const Bytes w = load(p + 64 * J);
     if constexpr (Kind == kByte) {
         w0 = each(w, less128), w1 = each(load(p + 256 + 64 * J), less128);
         return;
     }
     w0 = each(w, low4), w1 = each(w, high4);
-    if constexpr (Kind == kFive) {
-        const int8x16_t bit = vdupq_n_s8(16);
-        const auto fifth = [bit](int8x16_t code, int8x16_t bits) { return vorrq_s8(code, vandq_s8(bits, bit)); };
-        const Bytes f0 = each(more, [](int8x16_t x) { return vshlq_n_s8(x, 4 - J); });
-        const Bytes f1 = each(more, [](int8x16_t x) { return vshlq_s8(x, vdupq_n_s8(-J)); }); // to the right
-        w0 = {fifth(w0.a, f0.a), fifth(w0.b, f0.b), fifth(w0.c, f0.c), fifth(w0.d, f0.d)};
-        w1 = {fifth(w1.a, f1.a), fifth(w1.b, f1.b), fifth(w1.c, f1.c), fifth(w1.d, f1.d)};
+    if constexpr (Kind == kFive) w0 = with_bits<4 - J>(w0, more, 16), w1 = with_bits<-J>(w1, more, 16);
+    if constexpr (Kind == kSix) {
+        const Bytes two = load(p + 256 + J % 2 * 64);
+        w0 = with_bits<4 - J / 2 * 2>(w0, two, 48), w1 = with_bits<-(J / 2 * 2)>(w1, two, 48);
     }
     if constexpr (Kind == kBook) {
         const auto look_up = [more](int8x16_t x) { return vqtbl1q_s8(more.a, vreinterpretq_u8_s8(x)); };
@@ -77,13 +92,14 @@ F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int32_t *corr
     constexpr int parts = Half ? 2 : 1;
     constexpr i64 step = Wide ? 64 : 32;
     F total = bc(0.0f);
-    const uint8_t *header = p;
-    for (i64 b = 0, left = 0; b < m.blocks; ++b, --left) {
-        if (!left) header = p, p += m.header, left = m.span;
+    Values values(m);
+    for (i64 b = 0, left = 0; b < m.blocks; ++b, --left, values.at += values.next) {
+        if (!left) values.begin(m, p), p += m.header, left = m.span;
+        const uint8_t *header = values.at;
         const int8_t *a = in.codes + b * kBlock;
         I s[2] = {bci(0), bci(0)};
         dots<Kind, 0>(p, beside<Kind>(m, p), vld1q_s8(a), vld1q_s8(a + 16), s);
-        p += Kind == kFive ? 320 : Kind == kByte ? 512 : 256;
+        p += code_bytes_of(Kind);
         if (!Half) s[0] = addi(s[0], s[1]);
         const F scale = bc(in.scales[b]);
         for (int part = 0; part < parts; ++part) {
@@ -117,13 +133,16 @@ template <int Kind, int J> BESTIARY_INLINE void unpack_pairs(const uint8_t *p, B
 }
 
 template <int Kind> void unpack(const Matrix &m, const uint8_t *w, i64 b0, i64 b1, const Panel &panel) {
-    const i64 parts = m.half ? 2 : 1, step = header_step(m);
-    for (i64 b = b0; b < b1; ++b) {
-        const uint8_t *header = w + m.header_at(b), *p = w + m.codes_at(b);
+    const i64 parts = m.half ? 2 : 1;
+    const bool wide = m.numbers != kHalves;
+    Values values(m);
+    for (i64 b = b0; b < b1; ++b, values.at += values.next) {
+        if (b == b0 || b % m.span == 0) values.begin(m, w + m.header_at(b));
+        const uint8_t *header = values.at, *p = w + m.codes_at(b);
         for (i64 part = 0; part < parts; ++part) {
             const i64 at = ((b - b0) * parts + part) * 16;
-            st(panel.scales + at, header_values(header + part * step, m.wide));
-            if (m.minimum) st(panel.minimums + at, header_values(header + (parts + part) * step, m.wide));
+            st(panel.scales + at, header_values(header + part * values.step, wide));
+            if (m.minimum) st(panel.minimums + at, header_values(header + (parts + part) * values.step, wide));
         }
         unpack_pairs<Kind, 0>(p, beside<Kind>(m, p), panel.codes + (b - b0) * 512);
     }
@@ -213,7 +232,7 @@ void groups(const Matrix &m, const Input &in, const int32_t *correction, const i
     if (in.tokens > 1) return matmul<Kind, Half, Minimum>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
     for (i64 g = g0; g < g1; ++g) {
         const uint8_t *w = m.data + g * m.group_bytes;
-        const F total = m.wide ? matvec<Kind, Half, Minimum, true>(m, w, in, correction, sums)
+        const F total = m.numbers != kHalves ? matvec<Kind, Half, Minimum, true>(m, w, in, correction, sums)
                                : matvec<Kind, Half, Minimum, false>(m, w, in, correction, sums);
         put(out, total, bias, g * 16, m.rows);
     }

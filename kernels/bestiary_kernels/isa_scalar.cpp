@@ -8,10 +8,13 @@ namespace {
 // Sixteen rows and one token.
 void quantized_row(const Matrix &m, const uint8_t *w, const Input &in, const int32_t *correction, const int32_t *sums,
                    i64 t, float *acc) {
-    const i64 parts = m.half ? 2 : 1, step = header_step(m), n = in.tokens;
+    const i64 parts = m.half ? 2 : 1, n = in.tokens;
+    const bool wide = m.numbers != kHalves;
+    Values values(m);
     F total = bc(0.0f);
-    for (i64 b = 0; b < m.blocks; ++b) {
-        const uint8_t *header = w + m.header_at(b), *codes = w + m.codes_at(b);
+    for (i64 b = 0; b < m.blocks; ++b, values.at += values.next) {
+        if (b % m.span == 0) values.begin(m, w + m.header_at(b));
+        const uint8_t *header = values.at, *codes = w + m.codes_at(b);
         const int8_t *a = in.codes + (b * n + t) * kBlock;
         F scale = bc(in.scales[b * n + t]);
         for (i64 part = 0; part < parts; ++part) {
@@ -27,15 +30,17 @@ void quantized_row(const Matrix &m, const uint8_t *w, const Input &in, const int
                         dot.v[r] += (((p[r * 4] >> shift) & mask) | ((fifth[r * 4] >> at) & 1) << 4) * a[k];
                 } else if (m.kind == kBook) {
                     for (int r = 0; r < 16; ++r) dot.v[r] += m.book[(p[r * 4] >> shift) & 15] * a[k];
-                } else {
+                } else if (m.kind == kNibble || m.kind == kByte) {
                     for (int r = 0; r < 16; ++r) dot.v[r] += ((p[r * 4] >> shift) & mask) * a[k];
+                } else {
+                    for (int r = 0; r < 16; ++r) dot.v[r] += m.code_at(codes, r, k) * a[k];
                 }
             }
             if (m.minimum) {
-                F low = header_values(header + (parts + part) * step, m.wide);
+                F low = header_values(header + (parts + part) * values.step, wide);
                 total = fma_(bc((float)sums[(b * parts + part) * n + t]), mul(low, scale), total);
             }
-            total = fma_(to_f(dot), mul(header_values(header + part * step, m.wide), scale), total);
+            total = fma_(to_f(dot), mul(header_values(header + part * values.step, wide), scale), total);
         }
     }
     st(acc, total);

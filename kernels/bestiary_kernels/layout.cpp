@@ -98,13 +98,17 @@ void Field::gather(const uint8_t *row, i64 count, int shift, uint8_t *out) const
 float FactorField::value(const uint8_t *row, i64 group) const {
     const float x = number_of(at.at(row, group), number);
     if (integer.empty()) return x;
-    uint32_t whole = 0;
-    int shift = 0;
+    return x * (float)whole(row, group);
+}
+
+i64 FactorField::whole(const uint8_t *row, i64 group) const {
+    uint32_t bits = 0;
+    int width = 0;
     for (const Field &piece : integer) {
-        whole |= piece.at(row, group) << shift;
-        shift += piece.width;
+        bits |= piece.at(row, group) << width;
+        width += piece.width;
     }
-    return x * (float)((i64)(int32_t)whole + bias);
+    return (i64)bits - (is_signed && bits >> (width - 1) ? i64(1) << width : 0) + bias;
 }
 
 void FactorField::values(const uint8_t *row, i64 groups, uint32_t *work, float *out) const {
@@ -112,15 +116,23 @@ void FactorField::values(const uint8_t *row, i64 groups, uint32_t *work, float *
     for (i64 g = 0; g < groups; ++g) // one number often serves several groups
         out[g] = g && work[g] == work[g - 1] ? out[g - 1] : number_of(work[g], number);
     if (integer.empty()) return;
+    std::vector<int32_t> whole((size_t)groups);
+    wholes(row, groups, work, whole.data());
+    for (i64 g = 0; g < groups; ++g) out[g] *= (float)whole[(size_t)g];
+}
+
+void FactorField::wholes(const uint8_t *row, i64 groups, uint32_t *work, int32_t *out) const {
     uint32_t *piece = work + groups;
     std::fill(work, piece, 0);
-    int shift = 0;
+    int width = 0;
     for (const Field &part : integer) {
         part.all(row, groups, piece);
-        for (i64 g = 0; g < groups; ++g) work[g] |= piece[g] << shift;
-        shift += part.width;
+        for (i64 g = 0; g < groups; ++g) work[g] |= piece[g] << width;
+        width += part.width;
     }
-    for (i64 g = 0; g < groups; ++g) out[g] *= (float)((i64)(int32_t)work[g] + bias);
+    const int64_t beyond = is_signed ? int64_t(1) << (width - 1) : int64_t(1) << width;
+    for (i64 g = 0; g < groups; ++g)
+        out[g] = (int32_t)((int64_t)work[g] - ((int64_t)work[g] >= beyond ? 2 * beyond : 0) + bias);
 }
 
 namespace {
@@ -143,12 +155,49 @@ bool beside(const Field &f) {
     return f.offsets[0] % 8 == 0 && f.stride % 8 == 0;
 }
 
+// An integer a group, and one f16 for all groups of a span of whole blocks, at most eight, that panels do not cut.
+bool in_spans(const FactorField &f, i64 group) {
+    const i64 groups = (i64)f.at.offsets.size(), columns = groups * group;
+    const bool fits = columns == 32 || columns == 64 || columns == 128 || columns == 256;
+    if (f.number != kNumberF16 || f.integer.empty() || !fits) return false;
+    for (i64 offset : f.at.offsets)
+        if (offset != f.at.offsets[0]) return false;
+    return true;
+}
+
+// The integers that a factor may have.
+void reach(const FactorField &f, i64 &least, i64 &most) {
+    int width = 0;
+    for (const Field &piece : f.integer) width += piece.width;
+    least = f.bias - (f.is_signed ? i64(1) << (width - 1) : 0), most = least + (i64(1) << width) - 1;
+}
+
+int32_t numbers_of(const Layout &layout) {
+    const FactorField &scale = layout.scale, &low = layout.low;
+    if (scale.number == kNumberF16 && scale.integer.empty() && layout.factor == 1.0f &&
+        (!layout.minimum || (low.number == kNumberF16 && low.integer.empty())))
+        return kHalves;
+    if (scale.number == kNumberE8M0 && scale.integer.empty() && !layout.minimum && layout.group == kBlock)
+        return kPowers;
+    if (layout.factor != 1.0f || (layout.group != kBlock && layout.group != kBlock / 2) ||
+        !in_spans(scale, layout.group) ||
+        (layout.minimum && (!in_spans(low, layout.group) || low.at.offsets.size() != scale.at.offsets.size())))
+        return kSingles;
+    i64 least, most, low_least = 0, low_most = 0;
+    reach(scale, least, most);
+    if (layout.minimum) reach(low, low_least, low_most);
+    if (layout.minimum && least == 0 && low_least == 0 && most < 16 && low_most < 16) return kNibblePairs;
+    if (!layout.minimum && least >= -32 && most < 32 && scale.at.offsets.size() % 4 == 0) return kSixBits;
+    return least >= -128 && most < 128 && low_least >= -128 && low_most < 128 ? kBytePairs : kSingles;
+}
+
 } // namespace
 
 void Layout::prepare() {
     straight = {};
     if (kind >= kF32 || codes.empty() || columns % kBlock) return;
     const Field &f = codes[0];
+    if (kind == kTwo || kind == kThree || kind == kSix) return;
     const i64 period = (i64)f.offsets.size();
     const bool whole = period == kBlock;
     const bool halves = whole && f.width == 4 && f.runs.size() == 2 && one_run(f, 0, 0, 16, 0) &&
@@ -166,10 +215,10 @@ void Layout::prepare() {
     straight.in_order = in_order;
     if (!whole) straight.second = f.stride / 8;
     straight.flip = !is_signed ? 0 : kind == kByte ? 0x80808080u : 0x88888888u;
-    const int32_t number = scale.number;
-    straight.numbers = (group == kBlock || group == kBlock / 2) && factor == 1.0f &&
-                       (number == kNumberF16 || number == kNumberF32) && whole_bytes(scale, number) &&
-                       (!minimum || whole_bytes(low, number));
+    const int32_t number = scale.number, how = numbers_of(*this);
+    straight.numbers = (how == kHalves || how == kSingles) && (group == kBlock || group == kBlock / 2) &&
+                       factor == 1.0f && (number == kNumberF16 || number == kNumberF32) &&
+                       whole_bytes(scale, number) && (!minimum || whole_bytes(low, number));
 }
 
 void Layout::read_codes(const uint8_t *row, uint8_t *out) const {
@@ -222,14 +271,15 @@ Matrix packed_shape(const Layout &layout, i64 rows) {
     m.blocks = (layout.columns + kBlock - 1) / kBlock;
     m.half = layout.group == 16;
     m.minimum = layout.minimum;
-    m.wide = layout.scale.number != kNumberF16 || !layout.scale.integer.empty() ||
-             (layout.minimum && (layout.low.number != kNumberF16 || !layout.low.integer.empty())) ||
-             layout.factor != 1.0f;
+    m.factor = layout.factor;
     m.zero = layout.book.empty() ? (int32_t)layout.zero : 128;
     if (m.kind == kBook) std::copy(layout.rounded.begin(), layout.rounded.end(), m.book); // its border checked: at most 16
-    m.span = m.half ? 1 : (layout.group + kBlock - 1) / kBlock;
-    m.header = kLanes * (m.wide ? 4 : 2) * (m.half ? 2 : 1) * (m.minimum ? 2 : 1);
-    m.code_bytes = m.kind == kByte ? 512 : m.kind == kFive ? 320 : 256;
+    m.numbers = numbers_of(layout);
+    const i64 parts = m.half ? 2 : 1;
+    const bool shared = m.nested() && m.numbers != kPowers;
+    m.span = shared ? (i64)layout.scale.at.offsets.size() / parts : m.half ? 1 : (layout.group + kBlock - 1) / kBlock;
+    m.header = header_bytes(m.numbers, shared ? m.span * parts : parts, m.minimum);
+    m.code_bytes = code_bytes_of(m.kind);
     m.group_bytes = (m.blocks + m.span - 1) / m.span * m.header + m.blocks * m.code_bytes;
     return m;
 }
@@ -407,32 +457,76 @@ void pack_codes(const Matrix &m, const Layout &layout, const uint8_t *row, i64 a
             for (int j = 0; j < 8; ++j, p += 64) std::memcpy(p, c + 4 * j, 4);
             continue;
         }
-        uint32_t x, y, fifth = 0;
-        for (int j = 0; j < 4; ++j, p += 64) {
-            std::memcpy(&x, c + 4 * j, 4), std::memcpy(&y, c + 16 + 4 * j, 4);
-            fifth |= (x >> 4 & 0x01010101) << j | (y >> 4 & 0x01010101) << (j + 4);
-            x = (x & 0x0F0F0F0F) | (y & 0x0F0F0F0F) << 4;
-            std::memcpy(p, &x, 4);
+        uint32_t quads[8], two[2] = {}, bits = 0; // two: bits of a pair's, from bit `from` on; bits: one a code
+        std::memcpy(quads, c, 32);
+        const int from = m.kind == kSix ? 4 : 0, at_bit = m.kind == kThree ? 2 : 4;
+        for (int j = 0; j < 8; ++j) {
+            two[j % 2] |= (quads[j] >> from & 0x03030303) << (j / 2 * 2);
+            bits |= (quads[j] >> at_bit & 0x01010101) << j;
         }
-        if (m.kind == kFive) std::memcpy(p, &fifth, 4);
+        if (m.kind != kTwo && m.kind != kThree)
+            for (int j = 0; j < 4; ++j, p += 64) {
+                const uint32_t x = (quads[j] & 0x0F0F0F0F) | (quads[j + 4] & 0x0F0F0F0F) << 4;
+                std::memcpy(p, &x, 4);
+            }
+        if (m.kind == kTwo || m.kind == kThree || m.kind == kSix)
+            for (int i = 0; i < 2; ++i, p += 64) std::memcpy(p, two + i, 4);
+        if (m.kind == kFive || m.kind == kThree) std::memcpy(p, &bits, 4);
+    }
+}
+
+// The same where headers hold integers: a number of the super-block, if there is one, and an integer a group.
+void pack_nested(const Matrix &m, const Layout &layout, const uint8_t *row, i64 at, std::vector<uint32_t> &work) {
+    const i64 parts = m.half ? 2 : 1, count = m.span * parts, lane = at % kLanes, numbers = (i64)work.size() / 2;
+    const i64 stride = m.header + m.span * m.code_bytes;
+    uint8_t *const to = m.data + at / kLanes * m.group_bytes;
+    if (m.numbers == kPowers) {
+        layout.scale.at.all(row, numbers, work.data());
+        for (i64 g = 0; g < numbers; ++g)
+            to[g / count * stride + g % count * kLanes + lane] = (uint8_t)work[(size_t)g];
+        return;
+    }
+    std::vector<int32_t> whole((size_t)numbers);
+    for (int part = 0; part < (m.minimum ? 2 : 1); ++part) { // scales, then minimums
+        const FactorField &from = part ? layout.low : layout.scale;
+        const uint16_t flip = part && layout.minimum_sign < 0 ? 0x8000 : 0;
+        for (i64 g = 0; g < numbers; g += count)
+            put_number(to + g / count * stride + 32 * part, lane, false, 0.0f, (uint16_t)(from.at.at(row, g) ^ flip));
+        from.wholes(row, numbers, work.data(), whole.data());
+        for (i64 g = 0; g < numbers; ++g) {
+            const i64 i = g % count;
+            uint8_t *const first = to + g / count * stride + (m.minimum ? 64 : 32) + lane;
+            const int32_t x = whole[(size_t)g];
+            if (m.numbers == kSixBits) {
+                const unsigned code = (unsigned)(x + 32);
+                uint8_t *four = first + i / 2 * kLanes, *two = first + 8 * count + i / 4 * kLanes;
+                *four = (uint8_t)((i % 2 ? *four : 0) | (code & 15) << (i % 2 * 4));
+                *two = (uint8_t)((i % 4 ? *two : 0) | code >> 4 << (i % 4 * 2));
+            } else if (m.numbers == kNibblePairs) {
+                uint8_t &pair = first[i * kLanes];
+                pair = (uint8_t)(part ? pair | x << 4 : x);
+            } else first[(i + part * count) * kLanes] = (uint8_t)x;
+        }
     }
 }
 
 // One row's scales and minimums, of any layout. values: room for a row's numbers, work: for twice as many.
 void pack_numbers(const Matrix &m, const Layout &layout, const uint8_t *row, i64 at, std::vector<uint32_t> &work,
                   std::vector<float> &values) {
-    const i64 parts = m.half ? 2 : 1, step = m.wide ? 64 : 32, lane = at % kLanes;
+    if (m.nested()) return pack_nested(m, layout, row, at, work);
+    const bool wide = m.numbers == kSingles;
+    const i64 parts = m.half ? 2 : 1, step = wide ? 64 : 32, lane = at % kLanes;
     const i64 numbers = (i64)values.size(), stride = m.header + m.span * m.code_bytes;
     for (int part = 0; part < (m.minimum ? 2 : 1); ++part) {
         const FactorField &from = part ? layout.low : layout.scale;
         const float factor = part ? layout.minimum_sign : layout.factor;
         uint8_t *to = m.data + at / kLanes * m.group_bytes + part * parts * step;
-        if (m.wide) from.values(row, numbers, work.data(), values.data());
+        if (wide) from.values(row, numbers, work.data(), values.data());
         else from.at.all(row, numbers, work.data());
         for (i64 g = 0; g < numbers; ++g) {
             uint8_t *header = to + (m.half ? g / 2 * stride + g % 2 * step : g * stride);
             const uint16_t half = (uint16_t)(work[(size_t)g] ^ (part && factor < 0 ? 0x8000 : 0));
-            put_number(header, lane, m.wide, factor * values[(size_t)g], half);
+            put_number(header, lane, wide, factor * values[(size_t)g], half);
         }
     }
 }
@@ -456,7 +550,7 @@ void pack_rows(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 s
         else
             for (i64 i = 0; i < taken; ++i) pack_codes(m, layout, rows + i * layout.row_bytes, start + i, code.data());
         if (whole && layout.straight.numbers) {
-            if (m.wide) pack_straight_headers<uint32_t>(m, layout, rows, start);
+            if (m.numbers == kSingles) pack_straight_headers<uint32_t>(m, layout, rows, start);
             else pack_straight_headers<uint16_t>(m, layout, rows, start);
         } else
             for (i64 i = 0; i < taken; ++i)
@@ -478,19 +572,37 @@ void unpack_row(const Matrix &m, i64 row, float *out) {
         }
         return;
     }
-    const i64 parts = m.half ? 2 : 1, step = m.wide ? 64 : 32;
-    auto number = [&](const uint8_t *p) {
-        float x;
+    const i64 parts = m.half ? 2 : 1, step = m.numbers == kSingles ? 64 : 32;
+    auto half_at = [&](const uint8_t *p) {
         uint16_t h;
-        if (m.wide) std::memcpy(&x, p + lane * 4, 4);
-        else std::memcpy(&h, p + lane * 2, 2), x = f16_to_f32(h);
-        return x;
+        std::memcpy(&h, p + lane * 2, 2);
+        return f16_to_f32(h);
+    };
+    auto number = [&](i64 b, i64 part, bool low) { // the scale, or the minimum
+        const uint8_t *header = w + m.header_at(b);
+        float x;
+        if (!m.nested()) {
+            header += (part + (low ? parts : 0)) * step;
+            if (m.numbers == kHalves) return half_at(header);
+            std::memcpy(&x, header + lane * 4, 4);
+            return x;
+        }
+        const i64 count = m.span * parts;
+        const uint8_t *whole = header + (b % m.span * parts + part) * kLanes + lane;
+        if (m.numbers == kPowers) return m.factor * std::ldexp(1.0f, (int)*whole - 127);
+        whole += m.minimum ? 64 : 32;
+        if (m.numbers == kSixBits) {
+            const i64 i = b % m.span * parts + part;
+            const uint8_t *four = header + 32 + i / 2 * 16, *two = header + 32 + 8 * count + i / 4 * 16;
+            x = (float)(((four[lane] >> (i % 2 * 4) & 15) | (two[lane] >> (i % 4 * 2) & 3) << 4) - 32);
+        } else if (m.numbers == kNibblePairs) x = (float)(low ? *whole >> 4 : *whole & 15);
+        else x = (float)(int8_t)whole[low ? count * kLanes : 0];
+        return half_at(header + (low ? 32 : 0)) * x;
     };
     for (i64 c = 0; c < m.columns; ++c) {
         const i64 b = c / kBlock, k = c % kBlock, part = m.half ? k / 16 : 0;
-        const uint8_t *header = w + m.header_at(b) + part * step;
-        out[c] = (float)(m.code_at(w + m.codes_at(b), lane, k) - m.zero) * number(header);
-        if (m.minimum) out[c] = out[c] + number(header + parts * step);
+        out[c] = (float)(m.code_at(w + m.codes_at(b), lane, k) - m.zero) * number(b, part, false);
+        if (m.minimum) out[c] = out[c] + number(b, part, true);
     }
 }
 

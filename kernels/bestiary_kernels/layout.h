@@ -31,13 +31,16 @@ struct FactorField {
     Field at;
     std::vector<Field> integer;
     i64 bias = 0;
+    bool is_signed = false; // the integer
     float value(const uint8_t *row, i64 group) const;
     void values(const uint8_t *row, i64 groups, uint32_t *work, float *out) const; // work: room for 2 * groups
+    void wholes(const uint8_t *row, i64 groups, uint32_t *work, int32_t *out) const; // the integers and their bias
+    i64 whole(const uint8_t *row, i64 group) const;
 };
 
 struct Layout {
     i64 columns = 0, row_bytes = 0;
-    int32_t kind = kByte; // how it is packed: kNibble, kFive, kByte, or a plain number
+    int32_t kind = kByte; // how it is packed
     i64 group = 0;        // columns that share a scale
     std::vector<Field> codes;
     bool is_signed = false, minimum = false;

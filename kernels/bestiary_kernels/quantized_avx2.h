@@ -35,14 +35,14 @@ inline __m256i dpbusd(__m256i sum, __m256i w, __m256i x) {
 }
 
 // Without VNNI: maddubs adds two products of an unsigned and a signed byte, and saturates at 16 bits. An int16 holds 16
-// products of codes of 4 bits and int8 activations (16 * 15 * 127), 8 of codes of 5 bits. Of signed bytes (codes less
+// products of codes of 4 bits and int8 activations (16 * 15 * 127), 8 of codes of 5 bits, 4 of codes of 6. Of signed bytes (codes less
 // 128, levels of a codebook), whose size is multiplied, it holds 2 (2 * 128 * 128): they become int32 at once.
 // The sign goes to the other factor: w * x is |w| * x, or |w| * ~x + |w| where w < 0. What is added depends on one
 // factor alone, so it is summed beforehand. An xor runs on any pipe, the instruction for signs on one of the
 // multipliers'.
 constexpr bool bytes(int kind) { return !kVnni && (kind == kByte || kind == kBook); }
-// Whether column quads 4-7 need a sum of their own.
-constexpr bool apart(int kind) { return !kVnni && kind == kFive; }
+// Column quads whose products fit into one sum.
+constexpr int quads(int kind) { return kVnni ? 8 : kind == kFive ? 4 : kind == kSix ? 2 : 8; }
 
 inline I xors(I x, __m256i y) { return {_mm256_xor_si256(x.a, y), _mm256_xor_si256(x.b, y)}; }
 inline I sizes(I x) { return {_mm256_abs_epi8(x.a), _mm256_abs_epi8(x.b)}; }
@@ -86,17 +86,29 @@ inline I book_of(const Matrix &m) { // the levels moved up by 128
     const __m256i book = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)m.book));
     return {book, book};
 }
-constexpr int code_bytes(int kind) { return kind == kFive ? 320 : kind == kByte ? 512 : 256; }
+inline I left(I x, int by) { return {_mm256_slli_epi16(x.a, by), _mm256_slli_epi16(x.b, by)}; }
+inline I right(I x, int by) { return {_mm256_srli_epi16(x.a, by), _mm256_srli_epi16(x.b, by)}; }
 
-// What `pair` needs beside the nibbles: a block's fifth bits, or the codebook.
+// What `pair` needs beside: a block's fifth or third bits, or the codebook.
 template <int Kind> inline I beside(const uint8_t *p, I book) {
     if constexpr (Kind == kFive) return load(p + 256);
+    if constexpr (Kind == kThree) return load(p + 128);
     return book;
 }
 
-// Column quads j and j + 4 of a block's codes, at p, unsigned. more: from `beside`; the fifth bits of these quads are
-// bits 0 and 4 of its bytes, and are moved on to the next pair.
+// Column quads j and j + 4 of a block's codes, at p, unsigned. more: from `beside`; the fifth or third bits of these
+// quads are bits 0 and 4 of its bytes, and are moved on to the next pair.
 template <int Kind> BESTIARY_INLINE void pair(const uint8_t *p, int j, I &more, I &w0, I &w1) {
+    if (Kind == kTwo || Kind == kThree) {
+        const __m256i three = _mm256_set1_epi8(3), third = _mm256_set1_epi8(4);
+        const I w = load(p + j % 2 * 64);
+        w0 = both(j < 2 ? w : right(w, 2), three), w1 = both(right(w, j < 2 ? 4 : 6), three);
+        if (Kind == kThree) {
+            w0 = ori(w0, both(left(more, 2), third)), w1 = ori(w1, both(right(more, 2), third));
+            more = right(more, 1);
+        }
+        return;
+    }
     const I w = load(p + 64 * j);
     if (Kind == kByte) {
         w0 = w, w1 = load(p + 256 + 64 * j);
@@ -104,14 +116,19 @@ template <int Kind> BESTIARY_INLINE void pair(const uint8_t *p, int j, I &more, 
     }
     w0 = low4(w), w1 = high4(w);
     if (Kind == kFive) {
-        w0 = ori(w0, bit4({_mm256_slli_epi16(more.a, 4), _mm256_slli_epi16(more.b, 4)})), w1 = ori(w1, bit4(more));
-        more = {_mm256_srli_epi16(more.a, 1), _mm256_srli_epi16(more.b, 1)};
+        w0 = ori(w0, bit4(left(more, 4))), w1 = ori(w1, bit4(more));
+        more = right(more, 1);
+    }
+    if (Kind == kSix) {
+        const __m256i top = _mm256_set1_epi8(48);
+        const I two = load(p + 256 + j % 2 * 64);
+        w0 = ori(w0, both(left(two, j < 2 ? 4 : 2), top)), w1 = ori(w1, both(j < 2 ? two : right(two, 2), top));
     }
     if (Kind == kBook) w0 = look_up(more, w0), w1 = look_up(more, w1);
 }
 
 template <int Kind> BESTIARY_INLINE void fetch(const uint8_t *p) {
-    for (int i = 0; i < code_bytes(Kind); i += 64) _mm_prefetch((const char *)p + i, _MM_HINT_T0);
+    for (int i = 0; i < code_bytes_of(Kind); i += 64) _mm_prefetch((const char *)p + i, _MM_HINT_T0);
 }
 
 // acc + weights * activations of a block or a half: s, its dot products; at header, its scales and, `parts` further
@@ -126,8 +143,9 @@ BESTIARY_INLINE F scaled(F acc, I s, int32_t sum, const uint8_t *header, int par
 // ---------------------------------------------------------------- one token
 
 template <int Kind, bool Half> BESTIARY_INLINE void dot(const uint8_t *p, I book, const int8_t *a, I *s) {
-    constexpr bool split = Half || kVnni || apart(Kind); // column quads 4-7 have a sum of their own
-    I more = beside<Kind>(p, book);
+    constexpr bool split = Half || kVnni || quads(Kind) < 8; // column quads 4-7 have a sum of their own
+    constexpr int each = quads(Kind) < 4 ? quads(Kind) : 4;
+    I more = beside<Kind>(p, book), part[2];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
         I w0, w1;
@@ -140,12 +158,14 @@ template <int Kind, bool Half> BESTIARY_INLINE void dot(const uint8_t *p, I book
             s[split] = j || !split ? addi(s[split], d1) : d1;
             here(s[split]);
         } else {
-            add_products(s[0], w0, four(a + 4 * j), !j);
-            add_products(s[split], w1, four(a + 16 + 4 * j), split && !j);
+            add_products(part[0], w0, four(a + 4 * j), j % each == 0);
+            add_products(part[split], w1, four(a + 16 + 4 * j), split && j % each == 0);
+            if (j % each == each - 1) {
+                s[0] = j >= each ? addi(s[0], whole(part[0])) : whole(part[0]);
+                if (split) s[1] = j >= each ? addi(s[1], whole(part[1])) : whole(part[1]);
+            }
         }
     }
-    if (!bytes(Kind)) s[0] = whole(s[0]);
-    if (split && !bytes(Kind)) s[1] = whole(s[1]);
     if (split && !Half) s[0] = addi(s[0], s[1]);
 }
 
@@ -191,8 +211,17 @@ BESTIARY_INLINE void matvec(const Matrix &m, const uint8_t *p, const Input &in, 
 #pragma GCC unroll 4
     for (int g = 0; g < Groups; ++g) total[g] = bc(0.0f);
     const uint8_t *header = p;
-    for (i64 b = 0, left = 0; b < m.blocks; ++b, --left) {
-        if (!left) header = p, p += m.header, left = m.span;
+    alignas(64) float room[Wide ? Groups * kSpread : 1];
+    const bool nested = Wide && m.nested();
+    const i64 between = nested ? kSpread * 4 : m.group_bytes, next = nested ? parts * (Minimum ? 128 : 64) : 0;
+    for (i64 b = 0, left = 0; b < m.blocks; ++b, --left, header += next) {
+        if (!left) {
+            header = p, p += m.header, left = m.span;
+            if (nested) {
+                for (int g = 0; g < Groups; ++g) spread(m, header + g * m.group_bytes, room + g * kSpread);
+                header = (const uint8_t *)room;
+            }
+        }
 #pragma GCC unroll 4
         for (int g = 0; g < Groups; ++g) {
             const i64 apart = g * m.group_bytes;
@@ -205,11 +234,11 @@ BESTIARY_INLINE void matvec(const Matrix &m, const uint8_t *p, const Input &in, 
                 const i64 at = b * parts + part;
                 const int32_t moved = bytes(Kind) && Kind == kByte ? 128 * sums[at] : 0;
                 total[g] = scaled<Minimum, Wide>(total[g], addi(s[part], bci(correction[at] + moved)),
-                                                 Minimum ? sums[at] : 0, header + apart + part * step, parts,
+                                                 Minimum ? sums[at] : 0, header + g * between + part * step, parts,
                                                  in.scales[b]);
             }
         }
-        p += code_bytes(Kind);
+        p += code_bytes_of(Kind);
     }
 }
 
@@ -218,7 +247,7 @@ void one_token(const Matrix &m, i64 g, const Input &in, const int8_t *cut_codes,
                const int32_t *sums, const float *bias, float *out) {
     F total[Groups];
     const uint8_t *w = m.data + g * m.group_bytes;
-    if (m.wide) matvec<Groups, Kind, Half, Minimum, true>(m, w, in, cut_codes, correction, sums, total);
+    if (m.numbers != kHalves) matvec<Groups, Kind, Half, Minimum, true>(m, w, in, cut_codes, correction, sums, total);
     else matvec<Groups, Kind, Half, Minimum, false>(m, w, in, cut_codes, correction, sums, total);
     for (int i = 0; i < Groups; ++i) put(out, total[i], bias, (g + i) * 16, m.rows);
 }
@@ -265,10 +294,10 @@ void few(const Matrix &m, const uint8_t *p, const Input &in, const Signed &x, co
     const I book = book_of(m);
 #pragma GCC unroll 4
     for (int t = 0; t < Tokens; ++t) f[t] = bc(0.0f);
-    const uint8_t *header = p;
+    Values values(m);
     const int8_t *a = x.codes + t0 * 2 * kBlock;
-    for (i64 b = 0, left = 0; b < m.blocks; ++b, --left, a += n * 2 * kBlock) {
-        if (!left) header = p, p += m.header, left = m.span;
+    for (i64 b = 0, left = 0; b < m.blocks; ++b, --left, a += n * 2 * kBlock, values.at += values.next) {
+        if (!left) values.begin(m, p), p += m.header, left = m.span;
         if (!t0) fetch<Kind>(p + kAhead);
 #pragma GCC unroll 2
         for (int part = 0; part < parts; ++part) {
@@ -292,10 +321,10 @@ void few(const Matrix &m, const uint8_t *p, const Input &in, const Signed &x, co
             for (int t = 0; t < Tokens; ++t) {
                 const i64 at = (b * parts + part) * n + t0 + t;
                 f[t] = scaled<Minimum, Wide>(f[t], addi(s[t], bci(x.offsets[at])), Minimum ? sums[at] : 0,
-                                             header + part * step, parts, in.scales[b * n + t0 + t]);
+                                             values.at + part * step, parts, in.scales[b * n + t0 + t]);
             }
         }
-        p += code_bytes(Kind);
+        p += code_bytes_of(Kind);
     }
 }
 
@@ -307,7 +336,7 @@ void few(const Matrix &m, const Input &in, const Signed &x, const int32_t *sums,
             return few<Tokens - 1, Kind, Half, Minimum>(m, in, x, sums, t0, g, bias, out, stride);
         const uint8_t *w = m.data + g * m.group_bytes;
         F f[Tokens];
-        if (m.wide) few<Tokens, Kind, Half, Minimum, true>(m, w, in, x, sums, t0, f);
+        if (m.numbers != kHalves) few<Tokens, Kind, Half, Minimum, true>(m, w, in, x, sums, t0, f);
         else few<Tokens, Kind, Half, Minimum, false>(m, w, in, x, sums, t0, f);
 #pragma GCC unroll 4
         for (int t = 0; t < Tokens; ++t) put(out + (t0 + t) * stride, f[t], bias, g * 16, m.rows);
@@ -329,15 +358,18 @@ struct Panel {
 };
 
 template <int Kind> void unpack(const Matrix &m, const uint8_t *w, i64 b0, i64 b1, const Panel &panel) {
-    const i64 parts = m.half ? 2 : 1, step = header_step(m);
+    const i64 parts = m.half ? 2 : 1;
+    const bool wide = m.numbers != kHalves;
     const I book = book_of(m);
-    for (i64 b = b0; b < b1; ++b) {
-        const uint8_t *header = w + m.header_at(b), *p = w + m.codes_at(b);
+    Values values(m);
+    for (i64 b = b0; b < b1; ++b, values.at += values.next) {
+        if (b == b0 || b % m.span == 0) values.begin(m, w + m.header_at(b));
+        const uint8_t *header = values.at, *p = w + m.codes_at(b);
         uint8_t *to = panel.codes + (b - b0) * (bytes(Kind) ? 1024 : 512);
         for (i64 part = 0; part < parts; ++part) {
             const i64 at = ((b - b0) * parts + part) * 16;
-            st(panel.scales + at, header_values(header + part * step, m.wide));
-            if (m.minimum) st(panel.minimums + at, header_values(header + (parts + part) * step, m.wide));
+            st(panel.scales + at, header_values(header + part * values.step, wide));
+            if (m.minimum) st(panel.minimums + at, header_values(header + (parts + part) * values.step, wide));
         }
         I w0, w1, more = beside<Kind>(p, book), sums[2];
 #pragma GCC unroll 4
@@ -403,18 +435,19 @@ inline void micro(const Panel &panel, const Input &in, const int32_t *correction
     for (i64 b = b0; b < b1; ++b) {
         _mm_prefetch((const char *)(a + n * kBlock), _MM_HINT_T0); // the next block's: no processor foresees it
         if (Tokens > 2) _mm_prefetch((const char *)(a + n * kBlock + 64), _MM_HINT_T0);
-        if (!t0) fetch<Kind>(next), next += code_bytes(Kind) + (Minimum ? 64 : 32);
+        if (!t0) fetch<Kind>(next), next += code_bytes_of(Kind) + (Minimum ? 64 : 32);
 #pragma GCC unroll 2
         for (int part = 0; part < parts; ++part) {
             I s[Tokens];
-            if (apart(Kind) && !Half) {
+            constexpr int all = 8 / parts, each = bytes(Kind) || quads(Kind) > all ? all : quads(Kind);
+            const int j0 = part * all;
+            dots<Tokens, bytes(Kind)>(w, a, j0, j0 + each, s);
+#pragma GCC unroll 4
+            for (int j = j0 + each; j < j0 + all; j += each) {
                 I more[Tokens];
-                dots<Tokens, false>(w, a, 0, 4, more);
-                dots<Tokens, false>(w, a, 4, 8, s);
+                dots<Tokens, bytes(Kind)>(w, a, j, j + each, more);
 #pragma GCC unroll 8
                 for (int t = 0; t < Tokens; ++t) s[t] = addi(s[t], more[t]);
-            } else {
-                dots<Tokens, bytes(Kind)>(w, a, part * (8 / parts), (part + 1) * (8 / parts), s);
             }
             const F scale = ld(d), minimum = Minimum ? ld(low) : scale;
 #pragma GCC unroll 8

@@ -9,6 +9,9 @@ void by_kind(const Matrix &m, const Input &in, const int32_t *correction, const 
     switch (m.kind) {
     case kNibble: return groups<kNibble, Half, Minimum>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
     case kFive: return groups<kFive, Half, Minimum>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
+    case kTwo: return groups<kTwo, Half, Minimum>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
+    case kThree: return groups<kThree, Half, Minimum>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
+    case kSix: return groups<kSix, Half, Minimum>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
     case kBook: return groups<kBook, Half, Minimum>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
     default: return groups<kByte, Half, Minimum>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
     }

@@ -20,8 +20,27 @@ constexpr i64 kSlab = 256;    // columns of a partial sum of unquantized weights
 constexpr i64 kKeys = 64;     // keys of a step of the online softmax
 constexpr i64 kSegment = 256; // positions after which attention may be split
 
-// Codes of up to 4 bits, of 5, of up to 8, of up to 4 bits that are places in a codebook; then plain numbers.
-enum Kind : int32_t { kNibble = 0, kFive = 1, kByte = 2, kBook = 3, kF32 = 4, kF16 = 5, kBF16 = 6 };
+// Codes of up to 4 bits, of 5, of up to 8, of up to 4 bits that are places in a codebook, of up to 2, of 3, of 6; then
+// plain numbers.
+enum Kind : int32_t {
+    kNibble = 0, kFive = 1, kByte = 2, kBook = 3, kTwo = 4, kThree = 5, kSix = 6, kF32 = 7, kF16 = 8, kBF16 = 9
+};
+constexpr int64_t code_bytes_of(int32_t kind) { // of 32 columns of sixteen rows
+    return kind == kByte ? 512 : kind == kSix ? 384 : kind == kFive ? 320 : kind == kThree ? 192 : kind == kTwo ? 128
+                                                                                                    : 256;
+}
+
+// Scales and minimums of a header: f16 or f32 each; one f16 a row for the whole span, and with it an integer a group:
+// signed bytes, scale and minimum as the halves of a byte, or scales alone of 6 bits; or powers of two, a byte each.
+enum Numbers : int32_t { kHalves = 0, kSingles = 1, kBytePairs = 2, kNibblePairs = 3, kSixBits = 4, kPowers = 5 };
+constexpr int64_t kSpread = 8 * 4 * 16; // numbers of the longest span that `spread` writes
+// Bytes of a header with that many scales a row, and as many minimums or none.
+constexpr int64_t header_bytes(int32_t numbers, int64_t scales, bool minimum) {
+    const int64_t each = minimum ? 2 : 1, super = 2 * each; // of a row
+    return 16 * (numbers == kHalves ? 2 * scales * each : numbers == kSingles ? 4 * scales * each
+               : numbers == kPowers ? scales : numbers == kSixBits ? super + scales * 3 / 4
+               : super + scales * (numbers == kBytePairs ? each : 1));
+}
 
 // How keys and values are held: as numbers, or as signed bytes of which up to 32 of a head share an f16 scale.
 enum Held : int32_t { kHeldF32 = 0, kHeldF16 = 1, kHeldQ8 = 2 };
@@ -33,25 +52,32 @@ struct Matrix {
     i64 groups;      // of 16 rows
     i64 blocks;      // of 32 columns; 0 for unquantized weights
     i64 group_bytes; // bytes of 16 rows
-    i64 span;        // blocks that share a scale
-    i64 header;      // bytes of the scales and minimums before `span` blocks
-    i64 code_bytes;  // bytes of a block's codes: 256, 320 or 512
+    i64 span;        // blocks that share a header
+    i64 header;      // its bytes
+    i64 code_bytes;  // bytes of a block's codes
     int32_t kind;
     int32_t zero;    // weight = scale * (code - zero) + minimum
-    bool wide;       // scales and minimums are f32, else f16
+    int32_t numbers; // how a header holds scales and minimums
+    float factor;    // of powers of two
     bool half;       // every 16 columns have a scale
     bool minimum;
     uint8_t book[16]; // what the codes of kBook stand for, moved up by 128
 
     // Where the header of block b's span begins within a row group, and its codes.
     BESTIARY_INLINE i64 header_at(i64 b) const { return b / span * (header + span * code_bytes); }
+    // Whether `spread` turns headers into f32.
+    BESTIARY_INLINE bool nested() const { return numbers >= kBytePairs; }
     BESTIARY_INLINE i64 codes_at(i64 b) const { return header_at(b) + header + b % span * code_bytes; }
     // Column k of a row, among a block's codes.
     BESTIARY_INLINE int32_t code_at(const uint8_t *block, i64 lane, i64 k) const {
         const uint8_t *p = block + lane * 4 + k % 4;
         if (kind == kByte) return p[k / 4 * 64];
+        const i64 two = k / 4 % 2 * 64, shift = k / 8 * 2; // of two bits
+        if (kind == kTwo) return p[two] >> shift & 3;
+        if (kind == kThree) return (p[two] >> shift & 3) | (p[128] >> (k / 4) & 1) << 2;
         const int32_t low = p[k / 4 % 4 * 64] >> (k >= 16 ? 4 : 0) & 15;
         if (kind == kBook) return book[low];
+        if (kind == kSix) return low | (p[256 + two] >> shift & 3) << 4;
         return kind == kFive ? low | (p[256] >> (k / 4) & 1) << 4 : low;
     }
 };

@@ -116,6 +116,23 @@ Q6_K = Encoding("q6_k", 256, (210,), Layout(
 
 K_QUANTS = (Q2_K, Q3_K, Q4_K, Q5_K, Q6_K)
 
-ENCODINGS = {encoding.name: encoding for encoding in (F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, *K_QUANTS,
-                                                      *OF_SPRING_2023)}
+# Codes that are places in a list of numbers.
+
+_IQ4 = (-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0)
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+
+IQ4_NL = Encoding("iq4_nl", 32, (18,), Layout(
+    codes=(_nibble_halves(16, 18),), group=32, scale=_beside("f16", 0, 18), codebook=_IQ4))
+IQ4_XS = Encoding("iq4_xs", 256, (136,), Layout(
+    codes=(Bits(4, tuple(8 * (8 + 16 * s + i % 16) + 4 * (i // 16) for s in range(8) for i in range(32)), 8 * 136),),
+    group=32, codebook=_IQ4, scale=_beside("f16", 0, 136, (
+        Bits(4, tuple(8 * (4 + s // 2) + 4 * (s % 2) for s in range(8)), 8 * 136),
+        Bits(2, tuple(16 + 2 * s for s in range(8)), 8 * 136)), bias=-32)))
+MXFP4 = Encoding("mxfp4", 32, (17,), Layout(
+    codes=(_nibble_halves(8, 17),), group=32, scale=Factor("e8m0", Bits(8, (0,), 8 * 17)), codebook=_E2M1))
+
+CODEBOOKS = (IQ4_NL, IQ4_XS, MXFP4)
+
+ENCODINGS = {encoding.name: encoding for encoding in (
+    F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, *K_QUANTS, *CODEBOOKS, *OF_SPRING_2023)}
 """Every encoding that the built-in plugins know, by name."""

@@ -23,7 +23,7 @@ from bestiary_plugins.backends.cpu_pack import kernel_layout
 kernels = pytest.importorskip("bestiary_kernels")
 
 CODES = (4, tuple(range(16, 144, 4)), 144, 0, 36)
-SCALE = ("f16", (16, (0,), 144, 0, 36), (), 0)
+SCALE = ("f16", (16, (0,), 144, 0, 36), (), 0, False)
 
 
 def layout(**given: Any) -> Any:
@@ -38,9 +38,9 @@ BAD: dict[str, dict[str, Any]] = {
     "a negative offset": {"codes": ((4, (-4, *CODES[1][1:]), 144, 0, 36),)},
     "a huge offset": {"codes": ((4, (1 << 62, *CODES[1][1:]), 0, 0, 36),)},
     "a plane beyond the row": {"codes": ((4, CODES[1], 144, 1, 36),)},
-    "a scale beyond the row": {"scale": ("f16", (16, (280,), 0, 0, 36), (), 0)},
-    "a scale of the wrong width": {"scale": ("f16", (32, (0,), 144, 0, 36), (), 0)},
-    "a scale of an unknown type": {"scale": ("f64", (64, (0,), 0, 0, 36), (), 0)},
+    "a scale beyond the row": {"scale": ("f16", (16, (280,), 0, 0, 36), (), 0, False)},
+    "a scale of the wrong width": {"scale": ("f16", (32, (0,), 144, 0, 36), (), 0, False)},
+    "a scale of an unknown type": {"scale": ("f64", (64, (0,), 0, 0, 36), (), 0, False)},
     "no offsets": {"codes": ((4, (), 144, 0, 36),)},
     "codes too wide for their kind": {"codes": ((5, CODES[1], 0, 0, 36),)},
     "an impossible group": {"group": 24},

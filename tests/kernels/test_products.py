@@ -102,6 +102,8 @@ QUANTIZED = {name: encoding for name, encoding in ALL.items() if encoding.quanti
 
 def columns_of(encoding: Encoding) -> int:
     """A row that no slab or panel divides."""
+    if encoding.block_size == 256:
+        return 1024  # the last of several panels of super-blocks is a part of one
     return encoding.block_size * max(1, 288 // encoding.block_size) if encoding.block_size > 1 else 271
 
 

@@ -11,16 +11,16 @@ namespace {
 constexpr i64 kTokens[] = {1, 2, 3, 5, 8, 17, 33};
 
 // A random matrix; `extreme`: the largest codes, which saturate where 16 bits are too few.
-Matrix matrix(int32_t kind, bool half, bool minimum, bool wide, i64 span, i64 rows, i64 columns) {
+Matrix matrix(int32_t kind, bool half, bool minimum, int32_t numbers, i64 span, i64 rows, i64 columns) {
     Matrix m = {};
     m.rows = rows, m.columns = columns, m.kind = kind;
     m.groups = (rows + kLanes - 1) / kLanes;
     m.blocks = (columns + kBlock - 1) / kBlock;
-    m.half = half, m.minimum = minimum, m.wide = wide, m.span = span;
-    m.header = kLanes * (wide ? 4 : 2) * (half ? 2 : 1) * (minimum ? 2 : 1);
-    m.code_bytes = kind == kByte ? 512 : kind == kFive ? 320 : 256;
+    m.half = half, m.minimum = minimum, m.numbers = numbers, m.span = span, m.factor = 0.5f;
+    m.header = header_bytes(numbers, (half ? 2 : 1) * (m.nested() ? span : 1), minimum);
+    m.code_bytes = code_bytes_of(kind);
     m.group_bytes = (m.blocks + span - 1) / span * m.header + m.blocks * m.code_bytes;
-    m.zero = kind == kNibble ? 8 : kind == kFive ? 16 : 128;
+    m.zero = kind == kNibble ? 8 : kind == kFive ? 16 : kind == kSix ? 32 : kind == kTwo || kind == kThree ? 2 : 128;
     return m;
 }
 
@@ -31,12 +31,15 @@ void fill_matrix(Matrix &m, const Fenced<uint8_t> &data, bool extreme, Random &r
     for (i64 g = 0; g < m.groups; ++g)
         for (i64 b = 0; b < m.blocks; b += m.span) {
             uint8_t *header = m.data + g * m.group_bytes + m.header_at(b);
-            for (i64 i = 0; i < m.header; i += m.wide ? 4 : 2) {
+            const bool wide = m.numbers == kSingles;
+            const i64 numbers = m.nested() ? (m.numbers == kPowers ? 0 : m.minimum ? 64 : 32) : m.header;
+            for (i64 i = 0; i < numbers; i += wide ? 4 : 2) {
                 const float x = 0.1f * random.number();
                 const uint16_t h = float_to_half(x);
-                if (m.wide) std::memcpy(header + i, &x, 4);
+                if (wide) std::memcpy(header + i, &x, 4);
                 else std::memcpy(header + i, &h, 2);
             }
+            for (i64 i = 0; m.numbers == kPowers && i < m.header; ++i) header[i] = (uint8_t)(110 + random.below(16));
         }
 }
 
@@ -68,9 +71,11 @@ struct Activations {
 };
 
 std::string words(const Matrix &m, i64 tokens) {
-    static const char *const kinds[] = {"nibbles", "five bits", "bytes", "codebook", "f32", "f16", "bf16"};
+    static const char *const kinds[] = {"nibbles", "five bits", "bytes", "codebook", "two bits", "three bits", "six bits",
+                                        "f32", "f16", "bf16"};
+    static const char *const numbers[] = {"", ", wide", ", byte pairs", ", nibble pairs", ", six bits each", ", powers"};
     std::string s = std::string(kinds[m.kind]) + (m.half ? ", halves" : "") + (m.minimum ? ", minimums" : "") +
-                    (m.wide ? ", wide" : "") + ", " + std::to_string(m.rows) + " x " + std::to_string(m.columns) +
+                    numbers[m.numbers] + ", " + std::to_string(m.rows) + " x " + std::to_string(m.columns) +
                     ", " + std::to_string(tokens) + " tokens";
     return m.span > 1 ? s + ", a scale for " + std::to_string(m.span) + " blocks" : s;
 }
@@ -171,20 +176,27 @@ void rounding_case(const Table &reference, const Table &table, i64 columns, i64 
 
 void products(const Table &reference, const Table &table) {
     Random random(2);
-    for (int32_t kind : {kNibble, kFive, kByte, kBook})
-        for (int i = 0; i < 8; ++i) {
-            const bool half = i & 1, minimum = i & 2, wide = i & 4;
+    for (int32_t kind : {kNibble, kFive, kByte, kBook, kTwo, kThree, kSix})
+        for (int i = 0; i < 24; ++i) {
+            const bool half = i & 1, minimum = i & 2;
+            const int32_t numbers = i / 4;
+            const bool nested = numbers >= kBytePairs;
+            if ((numbers == kNibblePairs && !minimum) || (numbers == kSixBits && minimum) ||
+                (numbers == kPowers && (half || minimum)))
+                continue;
+            const auto shape = [=](i64 span, i64 rows, i64 columns) {
+                return matrix(kind, half, minimum, numbers, span, rows, columns);
+            };
             for (i64 span : {1, 2, 8}) {
-                if (half && span > 1) continue;
+                if ((half && !nested && span > 1) || (numbers == kPowers && span > 1)) continue;
+                if (numbers == kSixBits && (half ? 2 : 1) * span % 4) continue;
                 for (i64 tokens : kTokens)
-                    quantized_case(reference, table, matrix(kind, half, minimum, wide, span, 101, 305), tokens, false,
-                                   random);
-                quantized_case(reference, table, matrix(kind, half, minimum, wide, span, 16, 32 * span), 5, true,
-                               random);
-                quantized_case(reference, table, matrix(kind, half, minimum, wide, span, 1, 7), 1, true, random);
+                    quantized_case(reference, table, shape(span, 101, 305), tokens, false, random);
+                quantized_case(reference, table, shape(span, 16, 32 * span), 5, true, random);
+                quantized_case(reference, table, shape(span, 1, 7), 1, true, random);
             }
             for (i64 tokens : {1, 6}) // more blocks than a panel holds
-                quantized_case(reference, table, matrix(kind, half, minimum, wide, half ? 1 : 8, 17, 4171), tokens,
+                quantized_case(reference, table, shape((half && !nested) || numbers == kPowers ? 1 : 8, 17, 4171), tokens,
                                false, random);
         }
 }

@@ -29,6 +29,9 @@ Piece = tuple[str, int, int, Encoding]
 PACKED = {"linear": "weight", "moe": "router"}
 """Operation -> the part that one packed matrix plays."""
 
+KINDS = {2: "two", 3: "three", 5: "five", 6: "six"}
+"""Bits of a code -> how the kernels pack it, if not in 4 or 8 bits."""
+
 CHUNK_BYTES = 4 << 20
 """What one thread reads at a time."""
 
@@ -44,8 +47,6 @@ def why_not(encoding: Encoding) -> str | None:
         return "its codebook has signed codes or infinite numbers"
     if layout.zero:
         return "it has a zero a group"
-    if layout.scale.signed or (layout.minimum is not None and layout.minimum.signed):
-        return "its scales are signed integers"
     if sum(piece.width for piece in layout.codes) > 8:
         return "its codes have more than 8 bits"
     if layout.group % 32 and layout.group != 16:
@@ -82,10 +83,10 @@ def kernel_layout(encoding: Encoding, columns: int) -> Layout:
         return piece.width, piece.offsets, piece.stride, starts[piece.plane], sizes[piece.plane]
 
     def factor(given: Factor) -> tuple[str, Any, Any, int]:
-        return given.number, bits(given.at), tuple(bits(piece) for piece in given.integer), given.bias
+        return given.number, bits(given.at), tuple(map(bits, given.integer)), given.bias, given.signed
 
     width = sum(piece.width for piece in layout.codes)
-    kind = "nibble" if width <= 4 else "five" if width == 5 else "byte"
+    kind = KINDS.get(width, "nibble" if width < 5 else "byte")
     book: dict[str, Any] = {"signed": layout.signed, "zero": layout.offset}
     if layout.codebook:
         kind, levels = "book" if width <= 4 else "byte", rounded(layout.codebook)
