@@ -28,24 +28,25 @@ def _field(blocks: Bytes, start: int, stop: int, number: str = "u1") -> NDArray[
     return np.ascontiguousarray(blocks[:, start:stop]).view("<" + number)
 
 
-def _scaled(codes: Codes, scales: Floats, rows: Bytes) -> Floats:
-    """Codes in their order, each group times its scale; as many rows as there were of bytes."""
+def _scaled(codes: Codes, scales: Floats, group: int, columns: int) -> Floats:
+    """Codes in their order, each group times its scale, as rows of weights."""
     with np.errstate(over="ignore", invalid="ignore"):  # a damaged scale may be infinite or no number
-        values: Floats = codes.reshape(*scales.shape, -1) * scales[..., None]
-    return values.reshape(len(rows), -1)
+        values: Floats = codes.reshape(*scales.shape, group) * scales[..., None]
+    return values.reshape(-1, columns)
 
 
-def _super_scale(bits: Bytes, integers: NDArray[Any], factor: float) -> Floats:
-    """The scale of each group: the block's f16, its bits given, times the group's integer times a power of two."""
+def _odd_scales(bits: Bytes, integers: NDArray[Any], unit: float) -> Floats:
+    """The scale of each group: the block's f16, its bits given, times 2 * integer + 1, times a power of two."""
     with np.errstate(over="ignore", invalid="ignore"):
-        scale: Floats = bits.view("<f2").astype(np.float32) * (integers.astype(np.float32) * np.float32(factor))
-    return scale
+        odd = (2 * integers.astype(np.float32) + 1) * np.float32(unit)
+        scales: Floats = bits.view("<f2").astype(np.float32) * odd
+    return scales
 
 
 def _split(fields: NDArray[Any], width: int, shifts: tuple[int, ...]) -> NDArray[Any]:
     """(blocks, n) -> (blocks, n * shifts): the fields of `width` bits at each of the shifts, in order."""
     parts: NDArray[Any] = fields[..., None] >> np.array(shifts, fields.dtype) & fields.dtype.type((1 << width) - 1)
-    return parts.reshape(len(fields), -1)
+    return parts.reshape(len(fields), fields.shape[1] * len(shifts))
 
 
 def _picked(table: Codes, codes: NDArray[Any]) -> Codes:
@@ -100,8 +101,8 @@ def decode_iq1_s(rows: Bytes, columns: int) -> Floats:
     blocks = rows.reshape(-1, 50)
     groups = _field(blocks, 34, 50, "u2")
     high = _split(groups, 3, (0, 3, 6, 9)) << 8 | np.repeat(groups >> 15, 4, axis=1) * np.uint16(DELTA)
-    scales = _super_scale(_field(blocks, 0, 2), 2 * (groups >> 12 & 7) + 1, 1 / 8)
-    return _scaled(_picked(_eighths(), _field(blocks, 2, 34) | high), scales, rows)
+    scales = _odd_scales(_field(blocks, 0, 2), groups >> 12 & 7, 1 / 8)
+    return _scaled(_picked(_eighths(), _field(blocks, 2, 34) | high), scales, 32, columns)
 
 
 def decode_iq1_m(rows: Bytes, columns: int) -> Floats:
@@ -112,8 +113,8 @@ def decode_iq1_m(rows: Bytes, columns: int) -> Floats:
     groups = _field(blocks, 48, 56, "u2")
     nibbles = groups >> 12 << np.array([0, 4, 8, 12], np.uint16)
     bits = np.bitwise_or.reduce(nibbles, axis=1, keepdims=True)
-    scales = _super_scale(bits.astype("<u2").view(np.uint8), 2 * _split(groups, 3, (0, 3, 6, 9)) + 1, 1 / 8)
-    return _scaled(_picked(_eighths(), _field(blocks, 0, 32) | high), scales, rows)
+    scales = _odd_scales(bits.astype("<u2").view(np.uint8), _split(groups, 3, (0, 3, 6, 9)), 1 / 8)
+    return _scaled(_picked(_eighths(), _field(blocks, 0, 32) | high), scales, 16, columns)
 
 
 def decode_iq2_xxs(rows: Bytes, columns: int) -> Floats:
@@ -122,7 +123,7 @@ def decode_iq2_xxs(rows: Bytes, columns: int) -> Floats:
     words = _field(blocks, 2, 66, "u4").reshape(-1, 8, 2)
     codes = _picked(grids.points(grids.IQ2_XXS), _split(words[..., 0], 8, (0, 8, 16, 24)))
     codes *= _picked(_even_signs(), _split(words[..., 1], 7, (0, 7, 14, 21)))
-    return _scaled(codes, _super_scale(_field(blocks, 0, 2), 2 * (words[..., 1] >> 28) + 1, 1 / 8), rows)
+    return _scaled(codes, _odd_scales(_field(blocks, 0, 2), words[..., 1] >> 28, 1 / 8), 32, columns)
 
 
 def decode_iq2_xs(rows: Bytes, columns: int) -> Floats:
@@ -131,7 +132,7 @@ def decode_iq2_xs(rows: Bytes, columns: int) -> Floats:
     words = _field(blocks, 2, 66, "u2")
     codes = _picked(grids.points(grids.IQ2_XS), words & 511)
     codes *= _picked(_even_signs(), words >> 9)
-    return _scaled(codes, _super_scale(_field(blocks, 0, 2), 2 * _split(blocks[:, 66:], 4, (0, 4)) + 1, 1 / 8), rows)
+    return _scaled(codes, _odd_scales(_field(blocks, 0, 2), _split(blocks[:, 66:], 4, (0, 4)), 1 / 8), 16, columns)
 
 
 def decode_iq2_s(rows: Bytes, columns: int) -> Floats:
@@ -141,7 +142,7 @@ def decode_iq2_s(rows: Bytes, columns: int) -> Floats:
     high = _split(_field(blocks, 66, 74), 2, (0, 2, 4, 6)).astype(np.uint16) << 8
     codes = _picked(grids.points(grids.IQ2_S), _field(blocks, 2, 34) | high)
     codes *= _picked(_signs(), _field(blocks, 34, 66))
-    return _scaled(codes, _super_scale(_field(blocks, 0, 2), 2 * _split(blocks[:, 74:], 4, (0, 4)) + 1, 1 / 8), rows)
+    return _scaled(codes, _odd_scales(_field(blocks, 0, 2), _split(blocks[:, 74:], 4, (0, 4)), 1 / 8), 16, columns)
 
 
 def decode_iq3_xxs(rows: Bytes, columns: int) -> Floats:
@@ -150,7 +151,7 @@ def decode_iq3_xxs(rows: Bytes, columns: int) -> Floats:
     words = _field(blocks, 66, 98, "u4")
     codes = _picked(grids.points(grids.IQ3_XXS), _field(blocks, 2, 66))
     codes *= _picked(_even_signs(), _split(words, 7, (0, 7, 14, 21)))
-    return _scaled(codes, _super_scale(_field(blocks, 0, 2), 2 * (words >> 28) + 1, 1 / 4), rows)
+    return _scaled(codes, _odd_scales(_field(blocks, 0, 2), words >> 28, 1 / 4), 32, columns)
 
 
 def decode_iq3_s(rows: Bytes, columns: int) -> Floats:
@@ -160,7 +161,7 @@ def decode_iq3_s(rows: Bytes, columns: int) -> Floats:
     high = np.unpackbits(_field(blocks, 66, 74), axis=1, bitorder="little").astype(np.uint16) << 8
     codes = _picked(grids.points(grids.IQ3_S), _field(blocks, 2, 66) | high)
     codes *= _picked(_signs(), _field(blocks, 74, 106))
-    return _scaled(codes, _super_scale(_field(blocks, 0, 2), 2 * _split(blocks[:, 106:], 4, (0, 4)) + 1, 1), rows)
+    return _scaled(codes, _odd_scales(_field(blocks, 0, 2), _split(blocks[:, 106:], 4, (0, 4)), 1), 32, columns)
 
 
 def decode_tq1_0(rows: Bytes, columns: int) -> Floats:
@@ -168,7 +169,7 @@ def decode_tq1_0(rows: Bytes, columns: int) -> Floats:
     blocks = rows.reshape(-1, 54)
     parts = [digits[blocks[:, start:stop]] for start, stop, count in ((0, 32, 5), (32, 48, 5), (48, 52, 4))
              for digits in _base_3()[:count]]
-    return _scaled(np.concatenate(parts, axis=1), _super_scale(_field(blocks, 52, 54), np.ones(1), 1), rows)
+    return _scaled(np.concatenate(parts, axis=1), _odd_scales(_field(blocks, 52, 54), np.zeros(1), 1), 256, columns)
 
 
 def decode_nvfp4(rows: Bytes, columns: int) -> Floats:
@@ -177,4 +178,4 @@ def decode_nvfp4(rows: Bytes, columns: int) -> Floats:
     blocks = rows.reshape(-1, 36)
     numbers = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
     pairs = blocks[:, 4:].reshape(-1, 4, 1, 8) >> np.array([[0], [4]], np.uint8) & np.uint8(15)
-    return _scaled(numbers[pairs], _half_e4m3()[blocks[:, :4]], rows)
+    return _scaled(numbers[pairs], _half_e4m3()[blocks[:, :4]], 16, columns)

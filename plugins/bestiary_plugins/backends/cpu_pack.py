@@ -163,7 +163,7 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
             raise BestiaryError(f"tensor {name} has the shape {tuple(tensors[name].shape)}; the model needs "
                                 f"{tuple(shape)}")
     work: list[Piece] = []
-    warned: set[str] = set()
+    recoded: dict[str, tuple[Encoding, dict[str, None]]] = {}  # what is said of them
     for name in graph.weights:
         tensor = tensors[name]
         if name in numbers:
@@ -181,10 +181,10 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
             weights.tables[name] = held.tables[name]
             continue
         encoding = stored_as(tensor, name not in looked_up)
-        if encoding is not tensor.encoding and tensor.encoding.name not in warned:
-            warned.add(tensor.encoding.name)
-            log.warning("the cpu backend's kernels do not hold %s (%s): such weights are kept as %s",
-                        tensor.encoding.name, why_not(tensor.encoding), encoding.name)
+        most = tensor.row_bytes
+        if encoding is not tensor.encoding:
+            recoded.setdefault(tensor.encoding.name, (tensor.encoding, {}))[1][encoding.name] = None
+            most = 4 * tensor.columns  # on the way from one to the other
         layout = kernel_layout(encoding, tensor.columns)
         count = tensor.shape[0] if name in stacked else 1
         rows = tensor.rows // count
@@ -194,9 +194,12 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
             weights.matrices[name] = Matrix(layout, rows)
         else:
             weights.tables[name] = RawRows(layout, np.empty((tensor.rows, layout.row_bytes), np.uint8))
-        step = max(1, CHUNK_BYTES // max(1, tensor.row_bytes) // 16) * 16  # whole row groups
+        step = max(1, CHUNK_BYTES // max(1, most) // 16) * 16  # whole row groups
         work += [(name, first + start, first + min(start + step, rows), encoding)
                  for first in range(0, tensor.rows, rows) for start in range(0, rows, step)]
+    for name, (own, kept) in recoded.items():
+        log.warning("the cpu backend's kernels do not hold %s (%s): such weights are decoded and kept as %s", name,
+                    why_not(own), " and ".join(kept))
 
     def one(item: Piece) -> int:
         name, start, stop, encoding = item
