@@ -5,8 +5,9 @@ Run by hand from the root of the tree, with llama-cpp-python installed beside Be
 
     PYTHONPATH=. python scripts/check_llama_cpp_types.py
 
-Fails where a weight differs at all from what ggml's own decoder gives, or logits by more than 0.06 of their spread:
-llama.cpp rounds what it multiplies weights with to 8 bits.
+Fails where a weight differs at all from what ggml's own decoder gives, or logits by more than 0.05 of their spread
+after most tokens: llama.cpp rounds what it multiplies weights with to 8 bits, and here and there that makes another
+expert the likelier one.
 """
 
 from __future__ import annotations
@@ -34,9 +35,7 @@ BASE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "n
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {**BASE, "model_type": "llama"},
     "mixtral": {**BASE, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}}
-BOUND = 0.06
-ROUTED = 0.5
-"""Where llama.cpp's rounding makes another expert the likelier one, logits are those of other weights."""
+BOUND = 0.05
 KINDS = {name.removeprefix("LLAMA_FTYPE_MOSTLY_"): code for name, code in sorted(vars(llama_cpp).items())
          if name.startswith("LLAMA_FTYPE_MOSTLY_")}
 
@@ -92,9 +91,10 @@ def main() -> None:
                 differences = []
                 for backend in ("numpy", "cpu"):
                     with bestiary.load(target, backend, context=CONTEXT, host=host) as model:
-                        differences.append(float(np.abs(model.logits(ids) - theirs).max() / np.ptp(theirs)))
+                        apart = np.abs(model.logits(ids) - theirs).max(axis=1)  # (tokens,)
+                        differences.append(float(np.median(apart) / np.ptp(theirs)))
                 held = ", ".join(f"{entry['tensors']} {name}" for name, entry in types(checkpoint).items())
-                fine = exact and max(differences) < (ROUTED if family == "mixtral" else BOUND)
+                fine = exact and max(differences) < BOUND
                 print(f"{family:8} {kind:10} {'same weights' if exact else 'OTHER WEIGHTS'}, logits: numpy "
                       f"{differences[0]:7.1e}, cpu {differences[1]:7.1e}{'' if fine else ' FAILS'}; {held}", flush=True)
                 failed += [] if fine else [f"{family} {kind}"]
