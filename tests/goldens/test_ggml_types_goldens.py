@@ -13,7 +13,8 @@ import pytest
 import bestiary
 from bestiary.host import Host, HostSettings
 from bestiary.saving import save_as
-from bestiary_plugins.encodings import ENCODINGS, OF_SPRING_2023
+from bestiary_plugins.encodings import ENCODINGS
+from bestiary_plugins.loaders.gguf_types import TENSOR_TYPES
 from tests.goldens.random_blocks import TYPES, save_blocks
 
 # Made by scripts/make_goldens_ggml_types.py.
@@ -50,7 +51,7 @@ def test_the_logits_are_those_of_llama_cpp(golden: dict[str, Any], backend: str,
 def test_every_type_of_today_that_a_layout_or_a_decoder_says_is_there() -> None:
     old = {"f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1"}  # compared with llama.cpp elsewhere
     assert {name for golden in MODELS for name in golden["types"]} == set(TYPES)
-    assert set(TYPES) == set(ENCODINGS) - {encoding.name for encoding in OF_SPRING_2023} - old
+    assert set(TYPES) == {kind.name for kind in TENSOR_TYPES.values()} & set(ENCODINGS) - old
 
 
 def test_what_is_decoded_while_loading_is_said_once_a_type(host: Host, tmp_path: Path,

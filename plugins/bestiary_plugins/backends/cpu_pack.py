@@ -81,7 +81,7 @@ def kernel_layout(encoding: Encoding, columns: int) -> Layout:
     def bits(piece: Bits) -> tuple[int, tuple[int, ...], int, int, int]:
         return piece.width, piece.offsets, piece.stride, starts[piece.plane], sizes[piece.plane]
 
-    def factor(given: Factor) -> tuple[str, Any, Any, int]:
+    def factor(given: Factor) -> tuple[str, Any, Any, int, bool]:
         return given.number, bits(given.at), tuple(map(bits, given.integer)), given.bias, given.signed
 
     width = sum(piece.width for piece in layout.codes)
