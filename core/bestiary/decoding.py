@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +14,7 @@ from bestiary.guard import calling
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+Unsigned = NDArray[np.unsignedinteger[Any]]
 
 
 def from_bf16(codes: NDArray[np.uint16]) -> Floats:
@@ -27,22 +30,27 @@ def to_bf16(values: Floats) -> NDArray[np.uint16]:
     return np.where(nan, (bits >> np.uint32(16)) | np.uint32(64), rounded).astype(np.uint16)
 
 
-def number_from_bits(bits: NDArray[np.uint32], number: str) -> Floats:
+def number_from_bits(bits: Unsigned, number: str) -> Floats:
     """Unsigned codes of a number type -> their values."""
     match number:
         case "f32":
-            return bits.view(np.float32)
+            return bits.astype(np.uint32, copy=False).view(np.float32)
         case "f16":
-            return bits.astype(np.uint16).view(np.float16).astype(np.float32)
+            return bits.astype(np.uint16, copy=False).view(np.float16).astype(np.float32)
         case "bf16":
-            return from_bf16(bits.astype(np.uint16))
+            return from_bf16(bits.astype(np.uint16, copy=False))
         case "e8m0":  # a power of two: 2 ** (code - 127); code 0 is the subnormal 2 ** -127
             return np.ldexp(np.float32(1), bits.astype(np.int32) - 127).astype(np.float32)
     raise BestiaryError(f"unknown number type {number!r}; known: f32, f16, bf16, e8m0")
 
 
-def gather(planes: list[Bytes], field: Bits, count: int) -> NDArray[np.uint32]:
-    """Entries 0..count-1 of a field, (rows, count)."""
+def unsigned(bits: int) -> np.dtype[np.unsignedinteger[Any]]:
+    """The smallest type of that many bits: what is decoded is bound by memory."""
+    return np.dtype(f"u{next(size for size in (1, 2, 4, 8) if 8 * size >= min(bits, 64))}")
+
+
+def gather(planes: list[Bytes], field: Bits, count: int) -> Unsigned:
+    """Entries 0..count-1 of a field, (rows, count), in the smallest type that holds the bytes of one."""
     entry = np.arange(count)
     bit = np.asarray(field.offsets, dtype=np.int64)[entry % len(field.offsets)]
     bit = bit + entry // len(field.offsets) * field.stride
@@ -50,29 +58,36 @@ def gather(planes: list[Bytes], field: Bits, count: int) -> NDArray[np.uint32]:
     if count and not 0 <= int(bit.min()) <= int(bit.max()) + field.width <= 8 * plane.shape[1]:
         raise BestiaryError(f"a layout has a field of {field.width} bits at bit {int(bit.max())}, outside of a row of "
                             f"{plane.shape[1]} bytes")
-    byte, shift = bit // 8, (bit % 8).astype(np.uint64)
-    used = int((shift.max() + field.width + 7) // 8) if count else 0
-    value = np.zeros((plane.shape[0], count), np.uint64)
-    for i in range(used):
-        value |= plane[:, np.minimum(byte + i, plane.shape[1] - 1)].astype(np.uint64) << np.uint64(8 * i)
-    return ((value >> shift) & np.uint64((1 << field.width) - 1)).astype(np.uint32)
+    byte, shift = bit // 8, bit % 8
+    used = int((shift.max() + field.width + 7) // 8) if count else 1
+    kind = unsigned(8 * used)
+    value: Unsigned = plane.take(byte, axis=1).astype(kind, copy=False)
+    for i in range(1, used):
+        value |= plane.take(np.minimum(byte + i, plane.shape[1] - 1), axis=1).astype(kind) << kind.type(8 * i)
+    value >>= shift.astype(kind)
+    value &= kind.type((1 << field.width) - 1)
+    return value
 
 
-def gather_joined(planes: list[Bytes], pieces: tuple[Bits, ...], count: int, signed: bool = False) -> NDArray[np.int64]:
+def gather_joined(planes: list[Bytes], pieces: tuple[Bits, ...], count: int, signed: bool = False) -> NDArray[Any]:
     """A field in pieces, low bits first; unsigned, or a two's complement integer of all its bits."""
-    value = np.zeros((planes[0].shape[0], count), np.int64)
-    width = 0
+    total = sum(piece.width for piece in pieces)
+    kind, width = unsigned(total), 0
+    value: NDArray[Any] = np.zeros((planes[0].shape[0], count), kind)
     for piece in pieces:
-        value |= gather(planes, piece, count).astype(np.int64) << width
+        value |= gather(planes, piece, count).astype(kind, copy=False) << kind.type(width)
         width += piece.width
-    return (value ^ (1 << (width - 1))) - (1 << (width - 1)) if signed else value
+    if signed:
+        sign = 1 << (total - 1)
+        value = np.bitwise_xor(value.astype(np.int16 if total <= 8 else np.int64), sign) - sign
+    return value
 
 
 def factor_values(planes: list[Bytes], factor: Factor, groups: int) -> Floats:
     """The real number of each group, (rows, groups)."""
     value = number_from_bits(gather(planes, factor.at, groups), factor.number)
     if factor.integer:
-        whole = gather_joined(planes, factor.integer, groups, factor.signed) + factor.bias
+        whole = gather_joined(planes, factor.integer, groups, factor.signed).astype(np.int64) + factor.bias
         value = value * whole.astype(np.float32)
     return value
 
@@ -84,14 +99,17 @@ def decode_layout(layout: Layout, planes: list[Bytes], columns: int) -> Floats:
     value: Floats
     if layout.codebook:
         value = np.asarray(layout.codebook, np.float32)[code]
+    elif code.itemsize <= 2 and abs(layout.offset) < 1 << 16:  # of what f32 holds, differences are exact
+        value = code.astype(np.float32)
+        value -= np.float32(layout.offset)
     else:
-        value = (code - layout.offset).astype(np.float32)
-    value = value.reshape(-1, groups, columns // groups)
+        value = (code.astype(np.int64) - layout.offset).astype(np.float32)
+    value = value.reshape(len(code), groups, columns // groups)
     if layout.zero:
-        value = value - (gather_joined(planes, layout.zero, groups).astype(np.float32) + layout.zero_bias)[:, :, None]
-    value = value * factor_values(planes, layout.scale, groups)[:, :, None]
+        value -= (gather_joined(planes, layout.zero, groups).astype(np.float32) + layout.zero_bias)[:, :, None]
+    value *= factor_values(planes, layout.scale, groups)[:, :, None]
     if layout.minimum is not None:
-        value = value + np.float32(layout.minimum_sign) * factor_values(planes, layout.minimum, groups)[:, :, None]
+        value += np.float32(layout.minimum_sign) * factor_values(planes, layout.minimum, groups)[:, :, None]
     return value.reshape(-1, columns)
 
 
@@ -103,7 +121,7 @@ def decode(encoding: Encoding, rows: Bytes, columns: int) -> Floats:
     if encoding.number == "f32":
         return np.ascontiguousarray(rows).view(np.float32)
     if encoding.number is not None:
-        return number_from_bits(np.ascontiguousarray(rows).view(np.uint16).astype(np.uint32), encoding.number)
+        return number_from_bits(np.ascontiguousarray(rows).view(np.uint16), encoding.number)
     if encoding.decoder is not None:
         with calling(f"the decoder of encoding {encoding.name}", "decode rows"):
             values: object = encoding.decoder(rows, columns)

@@ -45,7 +45,12 @@ class Tensor(ABC):
 
     def array(self) -> NDArray[np.float32]:
         """The whole weight in its own shape, as float32. For small weights and the reference backend."""
-        return self.decode().reshape(self.shape)
+        if not self.encoding.quantized:
+            return self.decode().reshape(self.shape)
+        whole = np.empty((self.rows, self.columns), np.float32)
+        for first, last in chunks(self):  # the codes of a block take more memory on the way than the weights
+            whole[first:last] = self.decode(first, last)
+        return whole.reshape(self.shape)
 
 
 def read_exactly(tensor: Tensor, first: int, last: int) -> NDArray[np.uint8]:

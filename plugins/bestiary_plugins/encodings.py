@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bestiary.plugin import BF16, F16, F32, Bits, Encoding, Factor, Layout
+from bestiary_plugins import decoders
 
 
 def _in_order(first_bit: int, width: int, count: int, block_bytes: int) -> Bits:
@@ -131,8 +132,31 @@ IQ4_XS = Encoding("iq4_xs", 256, (136,), Layout(
 MXFP4 = Encoding("mxfp4", 32, (17,), Layout(
     codes=(_nibble_halves(8, 17),), group=32, scale=Factor("e8m0", Bits(8, (0,), 8 * 17)), codebook=_E2M1))
 
-CODEBOOKS = (IQ4_NL, IQ4_XS, MXFP4)
+Q1_0 = Encoding("q1_0", 128, (18,), Layout(
+    codes=(_in_order(16, 1, 128, 18),), group=128, scale=_beside("f16", 0, 18), codebook=(-1.0, 1.0)))
+
+CODEBOOKS = (IQ4_NL, IQ4_XS, MXFP4, Q1_0)
+
+# Three or four numbers around 0.
+
+Q2_0 = Encoding("q2_0", 64, (18,), Layout(
+    codes=(_in_order(16, 2, 64, 18),), group=64, scale=_beside("f16", 0, 18), offset=1))
+TQ2_0 = Encoding("tq2_0", 256, (66,), Layout(
+    codes=(_codes(2, lambda half, line, i: 8 * (32 * half + i) + 2 * line, 66),), group=256,
+    scale=_beside("f16", 8 * 64, 66), offset=1))
+
+OF_TWO_BITS = (Q2_0, TQ2_0)
+
+# What no layout says: see decoders.py.
+
+DECODED = tuple(Encoding(name, block, (size,), decoder=decoder) for name, block, size, decoder in (
+    ("iq1_s", 256, 50, decoders.decode_iq1_s), ("iq1_m", 256, 56, decoders.decode_iq1_m),
+    ("iq2_xxs", 256, 66, decoders.decode_iq2_xxs), ("iq2_xs", 256, 74, decoders.decode_iq2_xs),
+    ("iq2_s", 256, 82, decoders.decode_iq2_s), ("iq3_xxs", 256, 98, decoders.decode_iq3_xxs),
+    ("iq3_s", 256, 110, decoders.decode_iq3_s), ("tq1_0", 256, 54, decoders.decode_tq1_0),
+    ("nvfp4", 64, 36, decoders.decode_nvfp4)))
 
 ENCODINGS = {encoding.name: encoding for encoding in (
-    F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, *K_QUANTS, *CODEBOOKS, *OF_SPRING_2023)}
+    F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, *K_QUANTS, *CODEBOOKS, *OF_TWO_BITS, *DECODED,
+    *OF_SPRING_2023)}
 """Every encoding that the built-in plugins know, by name."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from bestiary.encoding import BF16, F16, F32, Encoding
 from bestiary.errors import BestiaryError
@@ -56,3 +57,18 @@ def test_chunks_cover_every_row_once_and_hold_about_what_they_may(rows: int, col
     ranges = chunks(tensor, size)
     assert [row for start, stop in ranges for row in range(start, stop)] == list(range(rows))
     assert all(stop - start == 1 or 4 * columns * (stop - start) <= size for start, stop in ranges)
+
+
+def test_a_quantized_weight_is_decoded_a_part_at_a_time() -> None:
+    """What a decoder takes on the way is not multiplied by the weight's size."""
+    asked: list[int] = []
+
+    def decoder(rows: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
+        asked.append(len(rows))
+        return rows.astype(np.float32)
+
+    rows = np.random.default_rng(0).integers(0, 256, (3000, 1024), dtype=np.uint8)
+    tensor = BlockTensor(rows, (3, 1000, 1024), Encoding("bytes", 1, (1,), decoder=decoder))
+    np.testing.assert_array_equal(tensor.array(), rows.reshape(3, 1000, 1024))
+    assert sum(asked) == 3000
+    assert max(asked) <= 1024

@@ -101,7 +101,11 @@ def test_version_2_is_read(tmp_path: Path, host: Host) -> None:
 
 
 def test_the_table_of_tensor_types_is_the_gguf_packages() -> None:
+    known = {kind.value for kind in GGMLQuantizationType}
+    assert known <= set(TENSOR_TYPES)
     for code, kind in TENSOR_TYPES.items():
+        if code not in known:  # newer than the package
+            continue
         assert GGML_QUANT_SIZES[GGMLQuantizationType(code)] == (kind.block_size, kind.block_bytes)
         assert GGMLQuantizationType(code).name == kind.name.upper()
 

@@ -82,7 +82,7 @@ def kernel_layout(encoding: Encoding, columns: int) -> Layout:
     def bits(piece: Bits) -> tuple[int, tuple[int, ...], int, int, int]:
         return piece.width, piece.offsets, piece.stride, starts[piece.plane], sizes[piece.plane]
 
-    def factor(given: Factor) -> tuple[str, Any, Any, int]:
+    def factor(given: Factor) -> tuple[str, Any, Any, int, bool]:
         return given.number, bits(given.at), tuple(map(bits, given.integer)), given.bias, given.signed
 
     width = sum(piece.width for piece in layout.codes)
@@ -178,12 +178,14 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
             weights.matrices[name] = Matrix(layout, rows)
         else:
             weights.tables[name] = RawRows(layout, np.empty((tensor.rows, layout.row_bytes), np.uint8))
-        step = max(1, CHUNK_BYTES // max(1, tensor.row_bytes) // 16) * 16  # whole row groups
+        own = encoding is tensor.encoding or encoding is halved(tensor.encoding)
+        most = tensor.row_bytes if own else 4 * tensor.columns  # what is decoded is f32 on the way
+        step = max(1, CHUNK_BYTES // max(1, most) // 16) * 16  # whole row groups
         return [(name, first + start, first + min(start + step, rows), encoding)
                 for first in range(0, tensor.rows, rows) for start in range(0, rows, step)]
 
     work: list[Piece] = []
-    decoded: dict[str, tuple[str | None, set[str]]] = {}  # encoding -> why, and what such weights are kept as
+    decoded: dict[str, tuple[Encoding, set[str]]] = {}  # by name; and what such weights are kept as
     for name in graph.weights:
         tensor = tensors[name]
         if name in numbers:
@@ -202,14 +204,13 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
             continue
         encoding = stored_as(tensor, name not in looked_up)
         if encoding is not tensor.encoding:
-            decoded.setdefault(tensor.encoding.name, (why_not(tensor.encoding), set()))[1].add(encoding.name)
+            decoded.setdefault(tensor.encoding.name, (tensor.encoding, set()))[1].add(encoding.name)
         elif name not in looked_up:
             encoding = fewest(tensor)
         work += place(name, encoding)
-
-    for of, (why, kept) in decoded.items():
-        log.warning("the cpu backend's kernels do not hold %s (%s): such weights are kept as %s", of, why,
-                    " and ".join(sorted(kept)))
+    for of, (own, kept) in decoded.items():
+        log.warning("the cpu backend's kernels do not hold %s (%s): such weights are decoded and kept as %s", of,
+                    why_not(own), " and ".join(sorted(kept)))
 
     wide: set[str] = set()
 

@@ -49,14 +49,15 @@ TENSOR_TYPES = {code: TensorType(*row) for code, row in {
     20: ("iq4_nl", 32, 18), 21: ("iq3_s", 256, 110), 22: ("iq2_s", 256, 82), 23: ("iq4_xs", 256, 136), 24: ("i8", 1, 1),
     25: ("i16", 1, 2), 26: ("i32", 1, 4), 27: ("i64", 1, 8), 28: ("f64", 1, 8), 29: ("iq1_m", 256, 56),
     30: ("bf16", 1, 2), 34: ("tq1_0", 256, 54), 35: ("tq2_0", 256, 66), 39: ("mxfp4", 32, 17), 40: ("nvfp4", 64, 36),
-    41: ("q1_0", 128, 18),
+    41: ("q1_0", 128, 18), 42: ("q2_0", 64, 18),
 }.items()}
 """Every type code there is. One is read and written as soon as an encoding of its name and sizes is there."""
 TENSOR_CODES = {kind.name: code for code, kind in TENSOR_TYPES.items()}
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 12,
-              "q4_k": 15, "q5_k": 17, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32, "tq1_0": 36, "tq2_0": 37,
-              "mxfp4": 38}
+              "q4_k": 15, "q5_k": 17, "q6_k": 18, "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq1_s": 24, "iq4_nl": 25,
+              "iq3_s": 26, "iq2_s": 28, "iq4_xs": 30, "iq1_m": 31, "bf16": 32, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38,
+              "nvfp4": 39, "q1_0": 40, "q2_0": 41}
 """The encoding that most weights have -> general.file_type, a number space of its own."""
 
 

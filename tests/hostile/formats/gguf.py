@@ -14,6 +14,8 @@ from bestiary.encoding import Bits, Encoding, Factor, Layout
 from bestiary.tensor import BlockTensor
 from bestiary.testing.damage import VALUES, Place, damaged, hit_text
 from bestiary_plugins.loaders.gguf_layout import to_json
+from bestiary_plugins.loaders.gguf_types import TENSOR_TYPES
+from tests.goldens.random_blocks import TYPES, random_blocks
 from tests.hostile.formats.sample import Files, Sample
 
 WIDTH, FORWARD, LAYERS, HEADS, KEYS_OF = 32, 64, 1, 2, 1
@@ -243,7 +245,7 @@ def restructured(parts: Parts, source: random.Random) -> tuple[str, Parts]:
             b"", entries[0].name, b"blk.99999.attn_q.weight", b"blk.-1.attn_q.weight", b"\xff", b"x" * 70000,
             b"\x1b[2J", b"blk.0.attn_q.bias", b"output.weight", b"rope_freqs.weight", b"blk.1.attn_q.weight")))
     elif how == "code":
-        entries[j] = entry._replace(code=source.choice((*range(42), 1 << 31, (1 << 32) - 1)))
+        entries[j] = entry._replace(code=source.choice((*range(44), 1 << 31, (1 << 32) - 1)))
     elif how == "text" and (texts := [n for n, other in enumerate(keys) if other.code == STR]):
         i = source.choice(texts)
         keys[i] = keys[i]._replace(value=source.choice((
@@ -333,3 +335,28 @@ def gguf_planes() -> Sample:
             entries.append(Entry(entry.name + b".plane%d" % plane, data.shape, 24, data.tobytes()))
     return sample({"x.gguf": Parts(3, [*keys(), *sentencepiece_keys(), text("bestiary.planes", to_json(
         {"toy": TOY}, foreign, {}))], entries)})
+
+
+def gguf_types() -> Sample:
+    """Matrices in every type that has blocks of its own, those of 32 weights where rows are short."""
+    width, head, rng = 256, 16, np.random.default_rng(2)
+    changed = {b"llama.embedding_length": width, b"llama.feed_forward_length": 32, b"llama.rope.dimension_count": head,
+               b"llama.block_count": 4}
+    more = [number("llama.attention.key_length", head), number("llama.attention.value_length", head)]
+    codes = {code: kind for code, kind in TENSOR_TYPES.items() if kind.name in TYPES}
+    long, short = ([code for code, kind in codes.items() if (kind.block_size > 32) == large] for large in (True, False))
+    entries = [weight("output_norm.weight", 0, width, 0, rng)]
+    shapes = [("token_embd", len(PIECES), width)]
+    for i in range(4):
+        entries += [weight(f"blk.{i}.{name}.weight", 0, width, 0, rng) for name in ("attn_norm", "ffn_norm")]
+        shapes += [(f"blk.{i}.{name}", rows, columns) for name, rows, columns in (
+            ("attn_q", 2 * head, width), ("attn_k", head, width), ("attn_v", head, width),
+            ("attn_output", width, 2 * head), ("ffn_gate", 32, width), ("ffn_up", 32, width), ("ffn_down", width, 32))]
+    for name, rows, columns in shapes:
+        left = long if columns == width else short
+        left.append(code := left.pop(0))  # each in its turn
+        kind = codes[code]
+        blocks = random_blocks(kind.name, rows * columns // kind.block_size, kind.block_bytes, rng)
+        entries.append(Entry(f"{name}.weight".encode(), (rows, columns), code, blocks.tobytes()))
+    return sample({"x.gguf": Parts(3, [*(number(key.name.decode(), changed[key.name]) if key.name in changed else key
+                                         for key in keys()), *more, *sentencepiece_keys()], entries)})
