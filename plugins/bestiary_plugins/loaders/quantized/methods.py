@@ -1,0 +1,56 @@
+"""What a folder says of how it is quantized, and who reads that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bestiary.errors import BestiaryError, short
+from bestiary.strict_json import read_object
+from bestiary.tensor import Tensor
+from bestiary_plugins.loaders.quantized.awq import read_awq
+from bestiary_plugins.loaders.quantized.gptq import read_gptq
+from bestiary_plugins.loaders.quantized.parts import Parts, Settings
+
+QUANTIZATION, OLD_NAME = "quantization_config", "compression_config"
+METHODS: dict[str, Callable[[Settings, Parts], None]] = {
+    "gptq": read_gptq, "awq": read_awq,
+}
+"""By quant_method; each puts weights in place of the parts of theirs that it finds."""
+FILES: dict[str, Mapping[str, Any]] = {
+    "quantize_config.json": {"quant_method": "gptq"}, "quant_config.json": {"quant_method": "awq"}}
+"""Files that say it where the config does not, and what goes without saying there."""
+SIGNS = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".SCB", ".weight.absmax", "_blocks")
+"""Ends of names of parts."""
+
+
+def read_quantized(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor],
+                   ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config without what it says of quantization, and the tensors under the names that they would have without
+    it. Raises BestiaryError for a method or an option that is not read, and for tensors that do not fit together."""
+    settings = read_settings(folder, config)
+    plain = {key: value for key, value in config.items() if key not in (QUANTIZATION, OLD_NAME)}
+    if settings is None:
+        part = next((name for name in tensors if name.endswith(SIGNS)), None)
+        if part is not None:
+            raise BestiaryError(f"{folder}: tensor {part} is part of a quantized weight, and neither config.json "
+                                f"({QUANTIZATION}) nor {' nor '.join(FILES)} says how it is quantized")
+        return plain, tensors
+    method = settings.one_of("quant_method", METHODS)
+    parts = Parts(tensors, folder)
+    METHODS[method](settings, parts)
+    return plain, parts.result()
+
+
+def read_settings(folder: Path, config: Mapping[str, Any]) -> Settings | None:
+    """None for a folder that is not quantized."""
+    for key in (QUANTIZATION, OLD_NAME):
+        if section := config.get(key):
+            if not isinstance(section, dict):
+                raise BestiaryError(f"{folder}: {key} = {short(section)}; it must be an object")
+            return Settings(section, f"{folder}: {key}")
+    for name, defaults in FILES.items():
+        if (folder / name).is_file():
+            return Settings({**defaults, **read_object(folder / name)}, str(folder / name))
+    return None
