@@ -36,7 +36,7 @@ def packer(group: int = 64, number: Any = np.float16) -> Pack:
         size = inputs if group == -1 else group
         codes = rng.integers(0, 16, (inputs, outputs))
         zeros = rng.integers(0, 16, (inputs // size, outputs))
-        scales = rng.uniform(0.02, 0.06, zeros.shape).astype(number)
+        scales = rng.uniform(0.005, 0.015, zeros.shape).astype(number)
         values = scales.repeat(size, 0).astype(np.float32) * (codes - zeros.repeat(size, 0)).astype(np.float32)
         return Packed({".qweight": plain(words(codes)), ".qzeros": plain(words(zeros)), ".scales": plain(scales)},
                       np.ascontiguousarray(values.T))
