@@ -10,16 +10,22 @@ from bestiary.errors import BestiaryError, short
 from bestiary.strict_json import read_object
 from bestiary.tensor import Tensor
 from bestiary_plugins.loaders.quantized.awq import read_awq
+from bestiary_plugins.loaders.quantized.bitsandbytes import read_bitsandbytes
+from bestiary_plugins.loaders.quantized.compressed import read_compressed
+from bestiary_plugins.loaders.quantized.fp8 import read_fp8, read_modelopt
 from bestiary_plugins.loaders.quantized.gptq import read_gptq
+from bestiary_plugins.loaders.quantized.mxfp4 import read_mxfp4
 from bestiary_plugins.loaders.quantized.parts import Parts, Settings
 
 QUANTIZATION, OLD_NAME = "quantization_config", "compression_config"
 METHODS: dict[str, Callable[[Settings, Parts], None]] = {
-    "gptq": read_gptq, "awq": read_awq,
+    "gptq": read_gptq, "awq": read_awq, "fp8": read_fp8, "fbgemm_fp8": read_fp8, "modelopt": read_modelopt,
+    "compressed-tensors": read_compressed, "bitsandbytes": read_bitsandbytes, "mxfp4": read_mxfp4,
 }
 """By quant_method; each puts weights in place of the parts of theirs that it finds."""
 FILES: dict[str, Mapping[str, Any]] = {
-    "quantize_config.json": {"quant_method": "gptq"}, "quant_config.json": {"quant_method": "awq"}}
+    "quantize_config.json": {"quant_method": "gptq"}, "quant_config.json": {"quant_method": "awq"},
+    "hf_quant_config.json": {"quant_method": "modelopt"}}
 """Files that say it where the config does not, and what goes without saying there."""
 SIGNS = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".SCB", ".weight.absmax", "_blocks")
 """Ends of names of parts."""

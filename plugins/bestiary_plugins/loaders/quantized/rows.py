@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import gcd
+from math import gcd, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from bestiary.encoding import Bits, Encoding, Factor, Layout
 from bestiary_plugins.encodings import Q4_0, Q8_0
 
 Bytes = NDArray[np.uint8]
-NUMBER_BYTES = {"f16": 2, "bf16": 2, "f32": 4}
+NUMBER_BYTES = {"f16": 2, "bf16": 2, "f32": 4, "e8m0": 1}
 WIDEST_SPAN, BLOCK = 256, 32
 
 
@@ -44,13 +44,19 @@ def to_halves(stream: Bytes) -> Bytes:
     return out.reshape(stream.shape)
 
 
+def flat(rows: Bytes) -> Bytes:
+    """All that a row has in one run; there may be no rows."""
+    return rows.reshape(len(rows), prod(rows.shape[1:]))
+
+
 def unpack(stream: Bytes, bits: int) -> Bytes:
     """A stream's codes, a byte each."""
     if bits == 8:
         return stream
+    count = stream.shape[-1] * 8 // bits
     if bits == 4:
-        return np.stack((stream & 15, stream >> 4), -1).reshape(*stream.shape[:-1], -1)
-    single = np.unpackbits(stream, axis=-1, bitorder="little").reshape(*stream.shape[:-1], -1, bits)
+        return np.stack((stream & np.uint8(15), stream >> np.uint8(4)), -1).reshape(*stream.shape[:-1], count)
+    single = np.unpackbits(stream, axis=-1, bitorder="little").reshape(*stream.shape[:-1], count, bits)
     codes: Bytes = (single << np.arange(bits, dtype=np.uint8)).sum(-1, dtype=np.uint8)
     return codes
 
@@ -61,13 +67,14 @@ def integers(bits: int, number: str, span: int, zero: bool) -> Encoding:
     middle.
 
     A zero z is held as the kernels hold minimums: scale * 1 and scale * z, the integers beside one number for the span,
-    so that scale * code - scale * z has no rounding: each product is exact in f32 for scales of f16 and bf16."""
+    so that scale * code - scale * z has no rounding: each product is exact in f32 for scales of f16 and bf16. With
+    scales of f32 each is rounded once."""
     size, middle = NUMBER_BYTES[number], 1 << (bits - 1)
     codes, width = (code_field(bits, span),), 8 * size
     if not zero:
-        numbers = Factor(number, Bits(width, (0,), width), ())
         return Encoding(f"int{bits}_{number}_{span}", span, (span * bits // 8, size), Layout(
-            codes, span, _in_plane(numbers, 1), signed=bits == 8, offset=0 if bits == 8 else middle))
+            codes, span, Factor(number, Bits(width, (0,), width, 1)), signed=bits == 8,
+            offset=0 if bits == 8 else middle))
     part = gcd(span, BLOCK)
     parts, each = span // part, 1 if bits <= 4 else 2
     total = size + parts * each
@@ -81,8 +88,12 @@ def integers(bits: int, number: str, span: int, zero: bool) -> Encoding:
         minimum=Factor(number, at, (other,), signed=bits == 8), minimum_sign=-1))
 
 
-def _in_plane(factor: Factor, plane: int) -> Factor:
-    return Factor(factor.number, Bits(factor.at.width, factor.at.offsets, factor.at.stride, plane))
+@lru_cache
+def coded(name: str, codebook: tuple[float, ...], number: str, span: int) -> Encoding:
+    """Codes of 4 or 8 bits that are places in a codebook, and a scale, in two planes."""
+    bits, size = (len(codebook) - 1).bit_length(), NUMBER_BYTES[number]
+    return Encoding(f"{name}_{number}_{span}", span, (span * bits // 8, size), Layout(
+        (code_field(bits, span),), span, Factor(number, Bits(8 * size, (0,), 8 * size, 1)), codebook=codebook))
 
 
 @dataclass(frozen=True)
@@ -117,8 +128,8 @@ class IntegerRows:
         if encoding in (Q4_0, Q8_0):
             blocks = np.empty((rows, self.columns // BLOCK, encoding.block_bytes[0]), np.uint8)
             blocks[:, :, :2] = scales[:, self._groups(BLOCK)]
-            blocks[:, :, 2:] = stream.reshape(rows, -1, encoding.block_bytes[0] - 2)
-            return blocks.reshape(rows, -1)
+            blocks[:, :, 2:] = stream.reshape(*blocks.shape[:2], encoding.block_bytes[0] - 2)
+            return flat(blocks)
         chosen = self._groups(self.span)
         numbers = scales[:, chosen]  # (rows, spans, bytes)
         if zeros is not None:
@@ -126,7 +137,33 @@ class IntegerRows:
             entry = own << np.uint8(4) | np.uint8(1) if self.bits <= 4 else \
                 np.concatenate((np.ones_like(own), own ^ np.uint8(128)), -1)
             numbers = np.concatenate((numbers, np.tile(entry, self.span // gcd(self.span, BLOCK))), -1)
-        return np.concatenate((stream, numbers.reshape(rows, -1)), 1)
+        return np.concatenate((stream, flat(numbers)), 1)
 
     def _groups(self, span: int) -> NDArray[np.int64]:
         return np.arange(0, self.columns, span) // self.group
+
+
+@dataclass(frozen=True)
+class CodedRows:
+    """Rows of `columns` codes that are places in a codebook; column c has scale c // group."""
+
+    name: str
+    codebook: tuple[float, ...]
+    columns: int
+    group: int
+    number: str
+
+    @property
+    def span(self) -> int:
+        return span_of(self.columns, self.group)
+
+    @property
+    def encoding(self) -> Encoding:
+        return coded(self.name, self.codebook, self.number, self.span)
+
+    def fill(self, stream: Bytes, scales: Bytes) -> Bytes:
+        """As IntegerRows.fill."""
+        if len(self.codebook) == 16 and self.span % BLOCK == 0:
+            stream = to_halves(stream)
+        chosen = np.arange(0, self.columns, self.span) // self.group
+        return np.concatenate((stream, flat(scales[:, chosen])), 1)
