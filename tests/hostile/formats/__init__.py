@@ -7,6 +7,7 @@ from collections.abc import Callable
 from tests.hostile.formats.adapters import peft, peft_torch
 from tests.hostile.formats.folders import huggingface, safetensors, safetensors_sharded
 from tests.hostile.formats.gguf import gguf_planes, gguf_split, gguf_v1, gguf_v2, gguf_v3
+from tests.hostile.formats.quantized import quantized
 from tests.hostile.formats.sample import Sample
 from tests.hostile.formats.torch import meta, torch_old, torch_zip
 from tests.hostile.formats.vocabularies import (
@@ -22,7 +23,7 @@ FORMATS: dict[str, Callable[[], Sample]] = {
     "gguf-v3": gguf_v3, "gguf-v2": gguf_v2, "gguf-v1": gguf_v1, "gguf-split": gguf_split, "gguf-planes": gguf_planes,
     "safetensors": safetensors, "safetensors-sharded": safetensors_sharded, "huggingface": huggingface,
     "torch-zip": torch_zip, "torch-old": torch_old, "meta": meta, "peft": peft, "peft-torch": peft_torch,
-    "llama2c": llama2c,
+    "llama2c": llama2c, **quantized(),
     "sentencepiece": sentencepiece, "tiktoken": tiktoken, "tokenizer.json": tokenizer_json,
     "llama2c-tokenizer": llama2c_tokenizer, "template": template,
 }

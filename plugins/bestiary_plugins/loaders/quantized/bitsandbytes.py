@@ -100,7 +100,8 @@ class Absmax:
         if self._nested is None:
             return given.view(np.float32)
         table, scales, block, offset = self._nested
-        found: Floats = table[given] * scales[np.arange(first, last) // block] + offset
+        with np.errstate(over="ignore", invalid="ignore"):  # a damaged scale may be infinite or no number
+            found: Floats = table[given] * scales[np.arange(first, last) // block] + offset
         return found
 
 

@@ -54,7 +54,8 @@ class Scales:
         else:
             given = raw(self.tensor, first, last).reshape(last - first, self.tensor.columns, size)
         if self.factor is not None:
-            given = (np.ascontiguousarray(given).view(np.float32) * self.factor).view(np.uint8)
+            with np.errstate(over="ignore", invalid="ignore"):  # a damaged scale may be infinite or no number
+                given = (np.ascontiguousarray(given).view(np.float32) * self.factor).view(np.uint8)
         chosen: Bytes = given[np.arange(start, stop) // self.rows_each - first]
         return chosen
 
