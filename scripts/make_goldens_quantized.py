@@ -107,9 +107,9 @@ def bits_and_bytes(random: torch.Generator) -> Iterator[Case]:
 
 def compressed(random: torch.Generator) -> Iterator[Case]:
     weight = torch.randn(OUTPUTS, INPUTS, generator=random).bfloat16()
-    for bits, kind, strategy, symmetric, packs in ((4, "int", "group", True, True), (4, "int", "group", False, True),
-                                                   (8, "int", "channel", True, True), (8, "int", "channel", True, False),
-                                                   (8, "float", "channel", True, False)):
+    for bits, kind, strategy, symmetric, packs in (
+            (4, "int", "group", True, True), (4, "int", "group", False, True), (8, "int", "channel", True, True),
+            (8, "int", "channel", True, False), (8, "float", "channel", True, False)):
         size = 32 if strategy == "group" else INPUTS
         weights = QuantizationArgs(num_bits=bits, type=kind, strategy=strategy, symmetric=symmetric,
                                    group_size=32 if strategy == "group" else None)

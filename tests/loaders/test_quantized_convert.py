@@ -91,7 +91,8 @@ def test_a_quantized_folder_becomes_a_plain_one_or_needs_leave(
     folders.check_values(again, made.values)
 
 
-@pytest.mark.parametrize("name", ["gptq with zeros", "gptq in groups of 128", "awq", "fp8", "nf4", "compressed-tensors"])
+@pytest.mark.parametrize("name", ["gptq with zeros", "gptq in groups of 128", "awq", "fp8", "nf4",
+                                  "compressed-tensors"])
 def test_rows_can_be_permuted_split_and_stacked(host: Host, name: str,
                                                 make: Callable[[str], tuple[Folders, set[str]]]) -> None:
     made, _ = make(name)

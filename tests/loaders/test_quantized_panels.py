@@ -25,13 +25,16 @@ class Made:
     def __init__(self, shared: Panels, name: str = "w", fails: int = 0) -> None:
         self.calls: list[tuple[int, int]] = []
         self.fails = fails
-        self.tensor = Transposed(name, (ROWS, COLUMNS), F32, shared, self.make)
+        self.tensor = Transposed(name, (ROWS, COLUMNS), F32, shared, self.load, self.fill)
 
-    def make(self, first: int, last: int) -> Any:
+    def load(self, first: int, last: int) -> Any:
         self.calls.append((first, last))
         if len(self.calls) <= self.fails:
             raise BestiaryError("the disk is gone")
-        return WANTED[first:last].view(np.uint8)
+        return [WANTED.T[:, first:last]]
+
+    def fill(self, panel: Any, start: int, stop: int) -> Any:
+        return np.ascontiguousarray(panel[0][:, start:stop].T).view(np.uint8)
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_ranges_in_order_make_each_panel_once_on_any_number_of_threads() -> None:
+def test_ranges_in_order_load_each_panel_once_on_any_number_of_threads() -> None:
     made = Made(Panels())
     ranges = [(start, min(start + 7, ROWS)) for start in range(0, ROWS, 7)]
     with ThreadPoolExecutor(4) as pool:
@@ -58,7 +61,7 @@ def test_what_is_kept_does_not_grow_with_the_number_of_weights() -> None:
     shared = Panels(3 * 64 * COLUMNS * 4)
     for i in range(10):
         assert np.array_equal(Made(shared, f"w{i}").tensor.array(), WANTED)
-    kept = sum(slot.rows.nbytes for slot in shared._slots.values() if slot.rows is not None)
+    kept = sum(array.nbytes for slot in shared._slots.values() for array in slot.arrays or ())
     assert 0 < kept <= 3 * 64 * COLUMNS * 4
     larger = Panels(1)  # less than one panel: the last one is kept, or every range would make it anew
     made = Made(larger)
@@ -68,7 +71,7 @@ def test_what_is_kept_does_not_grow_with_the_number_of_weights() -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_a_panel_that_could_not_be_made_is_made_the_next_time() -> None:
+def test_a_panel_that_could_not_be_loaded_is_loaded_the_next_time() -> None:
     made = Made(Panels(), fails=1)
     with pytest.raises(BestiaryError, match="the disk is gone"):
         made.tensor.read(0, 1)

@@ -30,8 +30,8 @@ SCHEMES: dict[str, tuple[Pack, dict[str, Any]]] = {
     "bitsandbytes": (bitsandbytes.packer("nf4", 64, True), bitsandbytes.FOUR),
     "llm-int8": (bitsandbytes.bytes_and_scales, bitsandbytes.EIGHT),
 }
-OTHERS: tuple[Any, ...] = (None, -1, 0, 2, 3, 8, 16, 10 ** 30, 1 << 31, True, "4", "", [], {}, [8, 8], [[]], 0.5, "gptq",
-                           "awq", "fp8", "bitsandbytes", "compressed-tensors", {"group_0": {}}, "x" * 70000)
+OTHERS: tuple[Any, ...] = (None, -1, 0, 2, 3, 8, 16, 10 ** 30, 1 << 31, True, "4", "", [], {}, [8, 8], [[]], 0.5,
+                           "gptq", "awq", "fp8", "bitsandbytes", "compressed-tensors", {"group_0": {}}, "x" * 70000)
 
 
 def tensors(pack: Pack) -> dict[str, Stored]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bestiary.errors import BestiaryError
 from bestiary.files import FileTensor
-from bestiary_plugins.loaders.quantized.panels import Panels, Transposed, columns
+from bestiary_plugins.loaders.quantized.panels import Panel, Panels, Transposed, columns
 from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings
 from bestiary_plugins.loaders.quantized.rows import IntegerRows
 
@@ -37,7 +37,7 @@ def read_awq(settings: Settings, parts: Parts) -> None:
         weight = take(parts, module, group)
         parts.give(f"{module}.qweight", f"{module}.weight", Transposed(
             f"{module}.weight", (weight.scales.columns, weight.layout.columns), weight.layout.encoding, panels,
-            weight.rows))
+            weight.load, weight.fill))
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,26 @@ class Weight:
     zeros: FileTensor
     scales: FileTensor
 
-    def rows(self, first: int, last: int) -> Bytes:
-        packed = columns(self.codes, first // 8, last // 8)  # (in, words, 4)
-        even, odd = packed[0::2], packed[1::2]  # two inputs become one byte of a row
-        stream = np.empty((packed.shape[1], 8, len(even)), np.uint8)
-        low, high = even & np.uint8(15) | odd << np.uint8(4), even >> np.uint8(4) | odd & np.uint8(0xF0)
-        for byte in range(4):
-            stream[:, ORDER[2 * byte]] = low[:, :, byte].T
-            stream[:, ORDER[2 * byte + 1]] = high[:, :, byte].T
+    def load(self, first: int, last: int) -> Panel:
+        """Words of codes, (inputs, words); scales, (groups, rows, bytes); zeros, (rows, groups)."""
         own = columns(self.zeros, first // 8, last // 8)
         nibbles = np.stack((own & np.uint8(15), own >> np.uint8(4)), -1).reshape(*own.shape[:2], 8)
         zeros = np.empty_like(nibbles)
         zeros[:, :, ORDER] = nibbles
-        scales = np.ascontiguousarray(columns(self.scales, first, last).swapaxes(0, 1))
-        return self.layout.fill(stream.reshape(last - first, -1), scales, zeros.reshape(len(own), -1).T)
+        return (columns(self.codes, first // 8, last // 8).view(np.uint32)[:, :, 0], columns(self.scales, first, last),
+                zeros.reshape(len(own), -1).T)
+
+    def fill(self, panel: Panel, start: int, stop: int) -> Bytes:
+        words = panel[0][:, start // 8:-(-stop // 8)]
+        packed = np.ascontiguousarray(words.T).view(np.uint8).reshape(words.shape[1], len(words) // 2, 2, 4)
+        stream = np.empty((len(packed), 8, packed.shape[1]), np.uint8)
+        for byte in range(4):  # of it, two outputs of two inputs: a nibble each of two rows' bytes
+            even, odd = packed[:, :, 0, byte], packed[:, :, 1, byte]
+            stream[:, ORDER[2 * byte]] = even & np.uint8(15) | odd << np.uint8(4)
+            stream[:, ORDER[2 * byte + 1]] = even >> np.uint8(4) | odd & np.uint8(0xF0)
+        skipped = start % 8
+        rows = stream.reshape(8 * len(packed), packed.shape[1])[skipped:skipped + stop - start]
+        return self.layout.fill(rows, panel[1][:, start:stop].swapaxes(0, 1), panel[2][start:stop])
 
 
 def take(parts: Parts, module: str, group: int) -> Weight:

@@ -19,7 +19,7 @@ from bestiary.encoding import PLAIN, Encoding
 from bestiary.errors import BestiaryError
 from bestiary.files import FileTensor
 from bestiary.tensor import encode_plain
-from bestiary_plugins.loaders.quantized.panels import Panels, Transposed, columns
+from bestiary_plugins.loaders.quantized.panels import Panel, Panels, Transposed, columns
 from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, raw
 from bestiary_plugins.loaders.quantized.rows import NUMBER_BYTES, IntegerRows, unpack
 
@@ -61,7 +61,7 @@ def read_gptq(settings: Settings, parts: Parts) -> None:
         if weight.order is not None:
             decoded[weight.encoding.name] = decoded.get(weight.encoding.name, 0) + 1
         parts.give(f"{module}.qweight", f"{module}.weight", Transposed(
-            f"{module}.weight", (weight.outputs, weight.inputs), weight.encoding, panels, weight.rows))
+            f"{module}.weight", (weight.outputs, weight.inputs), weight.encoding, panels, weight.load, weight.fill))
         drop_zeros(parts, f"{module}.bias")
     for name, count in decoded.items():
         log.warning("%s: the groups of %d weights are not runs of inputs (desc_act), which no layout describes: they "
@@ -103,12 +103,16 @@ class Weight:
     def encoding(self) -> Encoding:
         return self.layout.encoding if self.order is None else PLAIN[self.scales.encoding.name]
 
-    def rows(self, first: int, last: int) -> Bytes:
+    def load(self, first: int, last: int) -> Panel:
+        """Words of codes, (words of a row, rows); scales, (groups, rows, bytes); zeros, (rows, groups)."""
         bits = self.format.bits
-        words = columns(self.codes, first, last).view(np.uint32)[:, :, 0]
-        stream = np.ascontiguousarray(words.T).view(np.uint8)
-        scales = np.ascontiguousarray(columns(self.scales, first, last).swapaxes(0, 1))
         zeros = self.zeros_of(columns(self.zeros, first * bits // 32, last * bits // 32))
+        return columns(self.codes, first, last).view(np.uint32)[:, :, 0], columns(self.scales, first, last), zeros
+
+    def fill(self, panel: Panel, start: int, stop: int) -> Bytes:
+        bits = self.format.bits
+        words, scales, zeros = panel[0][:, start:stop], panel[1][:, start:stop].swapaxes(0, 1), panel[2][start:stop]
+        stream = np.ascontiguousarray(words.T).view(np.uint8)
         if self.order is not None:
             return self.decoded(unpack(stream, bits), scales, zeros)
         if not self.format.symmetric:
@@ -134,7 +138,7 @@ class Weight:
         """Rounded once, to the type of the scales, as where the format comes from."""
         number = self.scales.encoding.name
         size = NUMBER_BYTES[number]
-        values = scales.view(np.uint16 if size == 2 else np.uint32)[:, :, 0]
+        values = np.ascontiguousarray(scales).view(np.uint16 if size == 2 else np.uint32)[:, :, 0]
         scale = number_from_bits(values.astype(np.uint32), number)[:, self.order]
         with np.errstate(over="ignore", invalid="ignore"):
             return encode_plain(scale * (codes - zeros[:, self.order].astype(np.float32)), PLAIN[number])

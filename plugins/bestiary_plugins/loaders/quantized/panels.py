@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from bestiary.files import FileTensor
 from bestiary.tensor import Tensor
 
 Bytes = NDArray[np.uint8]
+Panel = Sequence[NDArray[Any]]
+"""What a file holds of some rows, as its weight's module wants it."""
 PANEL_BYTES = 16 << 20
 """Of rows that are read at once: a run of one row of the file is then some thousand bytes, also where rows are long."""
 KEPT_BYTES = 48 << 20
@@ -24,11 +27,12 @@ ALIGNED = 32
 class Slot:
     """A panel, once somebody has made it."""
 
-    __slots__ = ("lock", "rows")
+    __slots__ = ("arrays", "lock", "nbytes")
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.rows: Bytes | None = None
+        self.arrays: Panel | None = None
+        self.nbytes = 0
 
 
 class Panels:
@@ -39,32 +43,30 @@ class Panels:
         self._most, self._lock = most, Lock()
         self._slots: OrderedDict[tuple[str, int], Slot] = OrderedDict()
 
-    def get(self, key: tuple[str, int], make: Callable[[], Bytes]) -> Bytes:
+    def get(self, key: tuple[str, int], make: Callable[[], Panel]) -> Panel:
         with self._lock:
             slot = self._slots.setdefault(key, Slot())
             self._slots.move_to_end(key)
         with slot.lock:  # who comes second waits for the panel, and does not read it again
-            rows = slot.rows
-            if rows is None:
-                rows = slot.rows = make()
+            arrays = slot.arrays
+            if arrays is None:
+                arrays = slot.arrays = make()
+                slot.nbytes = sum(array.nbytes for array in arrays)
         with self._lock:
-            sizes = [0 if slot.rows is None else slot.rows.nbytes for slot in self._slots.values()]
-            held = sum(sizes)
-            for size in sizes[:-1]:
-                if held <= self._most:
-                    break
-                self._slots.popitem(last=False)
-                held -= size
-        return rows
+            held = sum(slot.nbytes for slot in self._slots.values())
+            while held > self._most and len(self._slots) > 1:
+                held -= self._slots.popitem(last=False)[1].nbytes
+        return arrays
 
 
 class Transposed(Tensor):
-    """Its rows are made by panels: `make(first, last)` gives rows first..last-1 in the encoding."""
+    """Its rows are read by panels, `load(first, last)`, of which `fill(panel, start, stop)` makes rows start..stop-1 in
+    the encoding, counted from the panel's first: reading is for one thread, what is made of it for all."""
 
     def __init__(self, name: str, shape: tuple[int, int], encoding: Encoding, panels: Panels,
-                 make: Callable[[int, int], Bytes]) -> None:
+                 load: Callable[[int, int], Panel], fill: Callable[[Panel, int, int], Bytes]) -> None:
         self.shape, self.encoding, self.name = shape, encoding, name
-        self._panels, self._make = panels, make
+        self._panels, self._load, self._fill = panels, load, fill
         self._step = max(PANEL_BYTES // self.row_bytes // ALIGNED, 1) * ALIGNED
 
     def read(self, start: int, stop: int) -> Bytes:
@@ -73,12 +75,10 @@ class Transposed(Tensor):
         found = [np.empty((0, self.row_bytes), np.uint8)]
         for index in range(start // self._step, -(-stop // self._step)):
             first = index * self._step
-            rows = self._panels.get((self.name, index), lambda: self._panel(first))  # noqa: B023 - called at once
-            found.append(rows[max(start - first, 0):stop - first])
+            last = min(first + self._step, self.rows)
+            panel = self._panels.get((self.name, index), lambda: self._load(first, last))  # noqa: B023 - called at once
+            found.append(self._fill(panel, max(start - first, 0), min(stop, last) - first))
         return np.concatenate(found)
-
-    def _panel(self, first: int) -> Bytes:
-        return self._make(first, min(first + self._step, self.rows))
 
 
 def columns(tensor: FileTensor, first: int, last: int) -> Bytes:
