@@ -135,6 +135,25 @@ def test_settings_may_stand_in_a_file_of_their_own(tmp_path: Path, host: Host) -
     folders.check_values(host.open(made.quantized), made.values)
 
 
+def test_files_of_torch_and_files_of_other_names_are_read_too(tmp_path: Path, host: Host, torch_files: Any) -> None:
+    made = folders.write(tmp_path, packer(4, 32, False), section(4, 32, False))
+    whole = made.quantized / "model.safetensors"
+    arrays = {name: np.asarray(tensor.array(), np.float32) for name, tensor in host.open(made.plain).tensors.items()
+              if name not in made.values}
+    parts: dict[str, Any] = {}
+    rng = np.random.default_rng(0)
+    folders.others(rng)
+    for name, shape in folders.LINEARS.items():
+        parts |= {f"{folders.LAYER}{name}{end}": stored[1]
+                  for end, stored in packer(4, 32, False)(rng, *shape).parts.items()}
+    named = whole.rename(made.quantized / "gptq_model-4bit-32g.safetensors")
+    with pytest.raises(BestiaryError, match="to read 'gptq_model-4bit-32g.safetensors' name that file"):
+        host.open(made.quantized)
+    folders.check_values(host.open(named), made.values)
+    (made.quantized / "pytorch_model.bin").write_bytes(torch_files.zip({**arrays, **parts}))
+    folders.check_values(host.open(made.quantized), made.values)
+
+
 def test_biases_of_zeros_that_old_programs_wrote_are_left_out(tmp_path: Path, host: Host) -> None:
     bias = f"{folders.LAYER}mlp.up_proj.bias"
     made = folders.write(tmp_path, packer(), section(), more={bias: plain(np.zeros(folders.FORWARD, np.float16))})

@@ -136,7 +136,9 @@ def folder_tensors(folder: Path) -> dict[str, Tensor]:
         raise BestiaryError(f"{folder} has its weights in {found[0]}, which is not read; "
                             f"known: {', '.join(kind.single for kind in WEIGHTS)}, whole or in shards")
     names = [name for kind in WEIGHTS for name in (kind.single, kind.shards)]
-    raise BestiaryError(f"no weights in {folder}: neither {' nor '.join(names)}")
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    hint = f"; to read {others[0]!r:.80} name that file" if others else ""
+    raise BestiaryError(f"no weights in {folder}: neither {' nor '.join(names)}{hint}")
 
 
 def file_tensors(path: Path) -> dict[str, Tensor]:

@@ -35,10 +35,10 @@ def read_quantized(folder: Path, config: dict[str, Any], tensors: dict[str, Tens
                    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config without what it says of quantization, and the tensors under the names that they would have without
     it. Raises BestiaryError for a method or an option that is not read, and for tensors that do not fit together."""
-    settings = read_settings(folder, config)
+    part = next((name for name in tensors if name.endswith(SIGNS)), None)
+    settings = read_settings(folder, config, part is not None)
     plain = {key: value for key, value in config.items() if key not in (QUANTIZATION, OLD_NAME)}
     if settings is None:
-        part = next((name for name in tensors if name.endswith(SIGNS)), None)
         if part is not None:
             raise BestiaryError(f"{folder}: tensor {part} is part of a quantized weight, and neither config.json "
                                 f"({QUANTIZATION}) nor {' nor '.join(FILES)} says how it is quantized")
@@ -49,14 +49,14 @@ def read_quantized(folder: Path, config: dict[str, Any], tensors: dict[str, Tens
     return plain, parts.result()
 
 
-def read_settings(folder: Path, config: Mapping[str, Any]) -> Settings | None:
-    """None for a folder that is not quantized."""
+def read_settings(folder: Path, config: Mapping[str, Any], files: bool) -> Settings | None:
+    """None for a folder that is not quantized. files: whether other files than the config are asked."""
     for key in (QUANTIZATION, OLD_NAME):
         if section := config.get(key):
             if not isinstance(section, dict):
                 raise BestiaryError(f"{folder}: {key} = {short(section)}; it must be an object")
             return Settings(section, f"{folder}: {key}")
-    for name, defaults in FILES.items():
+    for name, defaults in FILES.items() if files else ():
         if (folder / name).is_file():
             return Settings({**defaults, **read_object(folder / name)}, str(folder / name))
     return None
