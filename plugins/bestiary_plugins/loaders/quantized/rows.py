@@ -66,15 +66,20 @@ def integers(bits: int, number: str, span: int, zero: bool) -> Encoding:
     """Integers of 2, 3, 4 or 8 bits in two planes, codes and numbers; without a zero of each group's own it is the
     middle.
 
-    A zero z is held as the kernels hold minimums: scale * 1 and scale * z, the integers beside one number for the span,
-    so that scale * code - scale * z has no rounding: each product is exact in f32 for scales of f16 and bf16. With
-    scales of f32 each is rounded once."""
+    A zero z is held as a minimum, scale * z, of a byte beside the scale: scale * code - scale * z has no rounding, for
+    each product is exact in f32 with scales of f16 and bf16; with those of f32 each is rounded once. Scales of f16
+    stand as the kernels have them in the fewest bits: scale * 1 and scale * z, a pair of integers every 32 columns."""
     size, middle = NUMBER_BYTES[number], 1 << (bits - 1)
     codes, width = (code_field(bits, span),), 8 * size
     if not zero:
         return Encoding(f"int{bits}_{number}_{span}", span, (span * bits // 8, size), Layout(
             codes, span, Factor(number, Bits(width, (0,), width, 1)), signed=bits == 8,
             offset=0 if bits == 8 else middle))
+    if number != "f16":
+        at, byte = Bits(width, (0,), width + 8, 1), Bits(8, (width,), width + 8, 1)
+        return Encoding(f"uint{bits}_{number}_{span}", span, (span * bits // 8, size + 1), Layout(
+            codes, span, Factor(number, at), signed=bits == 8,
+            minimum=Factor(number, at, (byte,), signed=bits == 8), minimum_sign=-1))
     part = gcd(span, BLOCK)
     parts, each = span // part, 1 if bits <= 4 else 2
     total = size + parts * each
@@ -84,7 +89,7 @@ def integers(bits: int, number: str, span: int, zero: bool) -> Encoding:
     one = Bits(wide, tuple(places), 8 * total, 1)
     other = Bits(wide, tuple(place + wide for place in places), 8 * total, 1)
     return Encoding(f"uint{bits}_{number}_{span}", span, (span * bits // 8, total), Layout(
-        codes, part, Factor(number, at, (one,)), signed=bits == 8,
+        codes, part, Factor(number, at, (one,), signed=bits == 8), signed=bits == 8,
         minimum=Factor(number, at, (other,), signed=bits == 8), minimum_sign=-1))
 
 
@@ -134,9 +139,13 @@ class IntegerRows:
         numbers = scales[:, chosen]  # (rows, spans, bytes)
         if zeros is not None:
             own = zeros[:, chosen, None]
-            entry = own << np.uint8(4) | np.uint8(1) if self.bits <= 4 else \
-                np.concatenate((np.ones_like(own), own ^ np.uint8(128)), -1)
-            numbers = np.concatenate((numbers, np.tile(entry, self.span // gcd(self.span, BLOCK))), -1)
+            if self.bits == 8:
+                own = own ^ np.uint8(128)
+            if self.number == "f16":
+                pair = own << np.uint8(4) | np.uint8(1) if self.bits < 8 else \
+                    np.concatenate((np.ones_like(own), own), -1)
+                own = np.tile(pair, self.span // gcd(self.span, BLOCK))
+            numbers = np.concatenate((numbers, own), -1)
         return np.concatenate((stream, flat(numbers)), 1)
 
     def _groups(self, span: int) -> NDArray[np.int64]:
