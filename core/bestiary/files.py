@@ -63,7 +63,22 @@ class DataFile:
         self._fill(data.data, offset, what)
         return data
 
-    def _fill(self, view: memoryview, offset: int, what: str) -> None:
+    def read_columns(self, offset: int, rows: int, row_bytes: int, first: int, count: int, what: str = "data",
+                     ) -> NDArray[np.uint8]:
+        """Bytes first..first+count-1 of every row of a matrix that begins at `offset`, (rows, count) uint8."""
+        if not 0 <= first <= first + count <= row_bytes:
+            raise IndexError(f"bytes {first}..{first + count} of rows of {row_bytes}")
+        self.check(offset, rows * row_bytes, what)
+        if count == row_bytes:
+            return self.read_array(offset, rows * row_bytes, what).reshape(rows, row_bytes)
+        data = np.empty((rows, count), np.uint8)
+        view = data.data.cast("B") if data.size else memoryview(b"")
+        for row in range(rows if count else 0):
+            self._fill(view[row * count:(row + 1) * count], offset + row * row_bytes + first, what, row == rows - 1)
+        return data
+
+    def _fill(self, view: memoryview, offset: int, what: str, last: bool = True) -> None:
+        """last: nothing more is read of what belongs together, and whether the file changed meanwhile is looked at."""
         done = 0
         while done < len(view):
             try:
@@ -73,6 +88,8 @@ class DataFile:
             if not got:
                 raise BestiaryError(f"{self.path}: {what} ends early; the file was truncated while it was read")
             done += got
+        if not last:
+            return
         found = os.fstat(self._file.fileno())
         if (found.st_size, found.st_mtime_ns) != (self.size, self._changed):  # some of it may be old and some new
             raise BestiaryError(f"{self.path} was written to while it was read; begin again when it is complete")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 KINDS = {"float32": "FloatStorage", "float16": "HalfStorage", "uint16": "BFloat16Storage", "float64": "DoubleStorage",
-         "int64": "LongStorage", "bool": "BoolStorage"}
+         "int64": "LongStorage", "int32": "IntStorage", "bool": "BoolStorage"}
 MAGIC = 0x1950A86A20F9469CFC6C
 
 

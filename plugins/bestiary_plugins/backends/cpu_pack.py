@@ -45,6 +45,8 @@ def why_not(encoding: Encoding) -> str | None:
         return "it has no layout"
     if layout.codebook and (layout.signed or not np.isfinite(np.asarray(layout.codebook, np.float32)).all()):
         return "its codebook has signed codes or infinite numbers"
+    if layout.codebook and fall_together(layout.codebook):
+        return "many numbers of its codebook are one in 8 bits"
     if layout.zero:
         return "it has a zero a group"
     if sum(piece.width for piece in layout.codes) > 8:
@@ -52,6 +54,12 @@ def why_not(encoding: Encoding) -> str | None:
     if layout.group % 32 and layout.group != 16:
         return f"its groups have {layout.group} weights"
     return None
+
+
+def fall_together(codebook: tuple[float, ...]) -> bool:
+    """Whether less than three quarters of its numbers are left once they are rounded: floats of 8 bits have most of
+    theirs near 0. A row's own scales keep more of them."""
+    return 4 * len(set(rounded(codebook)[0])) < 3 * len(set(codebook))
 
 
 def rounded(codebook: tuple[float, ...]) -> tuple[tuple[int, ...], float]:

@@ -16,6 +16,7 @@ from bestiary.loader import Loader
 from bestiary.strict_json import LARGEST_LIST, read_object
 from bestiary.tensor import Absent, Tensor
 from bestiary_plugins.loaders.git_lfs import POINTER, is_pointer
+from bestiary_plugins.loaders.quantized.methods import QUANTIZATION, read_quantized
 from bestiary_plugins.loaders.safetensors import LARGEST_HEADER, open_safetensors
 from bestiary_plugins.loaders.tokenizer_files import folder_material
 from bestiary_plugins.loaders.torch_file import is_torch, open_torch
@@ -77,9 +78,10 @@ class HuggingFace(Loader):
             return None
         indices = (folder / kind.shards for kind in WEIGHTS)
         names = next((read_index(index) for index in indices if index.is_file()), {})
-        material = folder_material(folder)
+        config, material = read_config(folder), folder_material(folder)
+        refuse_quantized(folder, config)
         files = {name: data for name, data in material.files.items() if not data.startswith(POINTER)}
-        return Checkpoint(folder, read_config(folder), dict.fromkeys(names, Absent()), NAMING,
+        return Checkpoint(folder, config, dict.fromkeys(names, Absent()), NAMING,
                           replace(material, files=files))
 
 
@@ -103,19 +105,23 @@ def open_huggingface(path: Path) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
     config = read_config(folder)
     tensors = folder_tensors(folder) if path.is_dir() else file_tensors(path)
+    config, tensors = read_quantized(folder, config, tensors)
     return Checkpoint(path, config, tensors, NAMING, folder_material(folder), source=(open_huggingface, (path,)))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config of a folder that is not quantized."""
+    """The config of a folder."""
     if not os.path.lexists(folder / CONFIG):
         raise BestiaryError(f"no {CONFIG} in {folder}")
-    config = read_object(folder / CONFIG)
-    if quantization := config.get("quantization_config"):
+    return read_object(folder / CONFIG)
+
+
+def refuse_quantized(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises BestiaryError where the config says that the weights are quantized."""
+    if quantization := config.get(QUANTIZATION):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise BestiaryError(f"{folder}: quantization_config = {short(method)}; quantized folders are not read yet, "
-                            "start from the unquantized one")
-    return config
+        raise BestiaryError(f"{folder}: {QUANTIZATION} = {short(method)}; quantized folders are not planned without "
+                            "their weights")
 
 
 def folder_tensors(folder: Path) -> dict[str, Tensor]:
@@ -130,7 +136,9 @@ def folder_tensors(folder: Path) -> dict[str, Tensor]:
         raise BestiaryError(f"{folder} has its weights in {found[0]}, which is not read; "
                             f"known: {', '.join(kind.single for kind in WEIGHTS)}, whole or in shards")
     names = [name for kind in WEIGHTS for name in (kind.single, kind.shards)]
-    raise BestiaryError(f"no weights in {folder}: neither {' nor '.join(names)}")
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    hint = f"; to read {others[0]!r:.80} name that file" if others else ""
+    raise BestiaryError(f"no weights in {folder}: neither {' nor '.join(names)}{hint}")
 
 
 def file_tensors(path: Path) -> dict[str, Tensor]:

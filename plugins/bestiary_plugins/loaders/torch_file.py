@@ -156,11 +156,9 @@ def make_tensor(file: DataFile, places: Mapping[str, int], record: Record, name:
     if prod(shape) > storage.length:
         raise BestiaryError(f"{what} has the shape {list(shape)} and a storage of only {storage.length} numbers: a "
                             "view that repeats them is not read")
-    if storage.kind in UNREAD:
-        return UnreadTensor(file, place, shape, encoding, name)
     offset = place + record.offset * encoding.row_bytes(1)
     if contiguous(shape, strides):
-        return FileTensor(file, offset, shape, encoding, name)
+        return (UnreadTensor if storage.kind in UNREAD else FileTensor)(file, offset, shape, encoding, name)
     if len(shape) > 2:
         raise BestiaryError(f"{what} of shape {list(shape)} has the strides {list(strides)}; beyond matrices only "
                             "tensors in one piece are read")

@@ -10,6 +10,7 @@ from tests.hostile.formats.chatglm_cpp import chatglm_cpp
 from tests.hostile.formats.folders import huggingface, safetensors, safetensors_sharded
 from tests.hostile.formats.ggml_llama import ggjt, ggmf_parts, ggml_planar
 from tests.hostile.formats.gguf import gguf_planes, gguf_split, gguf_types, gguf_v1, gguf_v2, gguf_v3
+from tests.hostile.formats.quantized import quantized
 from tests.hostile.formats.sample import Sample
 from tests.hostile.formats.torch import meta, torch_old, torch_zip
 from tests.hostile.formats.vocabularies import (
@@ -28,7 +29,7 @@ FORMATS: dict[str, Callable[[], Sample]] = {
     "torch-zip": torch_zip, "torch-old": torch_old, "meta": meta, "peft": peft, "peft-torch": peft_torch,
     "llama2c": llama2c, "ggml-planar": ggml_planar, "ggmf-parts": ggmf_parts, "ggjt": ggjt,
     "chatglm.cpp": chatglm_cpp, "ggml-lora": ggml_lora,
-    "bloomz.cpp": bloomz, "ggllm.cpp": ggllm, "ggllm.cpp-ggcc": ggcc,
+    "bloomz.cpp": bloomz, "ggllm.cpp": ggllm, "ggllm.cpp-ggcc": ggcc, **quantized(),
     "sentencepiece": sentencepiece, "tiktoken": tiktoken, "tokenizer.json": tokenizer_json,
     "llama2c-tokenizer": llama2c_tokenizer, "template": template,
 }

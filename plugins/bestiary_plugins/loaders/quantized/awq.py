@@ -1,0 +1,87 @@
+"""AWQ: codes of 4 bits packed along the output, the transpose of a weight.
+
+Sources: Lin et al. 2023 (arXiv 2306.00978); what AutoAWQ writes, the version "gemm". qweight: (in, out / 8) words of 32
+bits, of which nibble i from the lowest is output ORDER[i] of the eight; qzeros: (groups, out / 8), as qweight; scales:
+(groups, out). weight[o, i] = scales[g, o] * (code - zero[g, o]), g = i // group_size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bestiary.errors import BestiaryError
+from bestiary.files import FileTensor
+from bestiary_plugins.loaders.quantized.panels import Panel, Panels, Transposed, columns
+from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings
+from bestiary_plugins.loaders.quantized.rows import IntegerRows
+
+Bytes = NDArray[np.uint8]
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def read_awq(settings: Settings, parts: Parts) -> None:
+    """Puts weights in place of their parts."""
+    settings.one_of("version", ("gemm",), "gemm")
+    settings.one_of("format", ("gemm",), "gemm")
+    bits, size = ("w_bit", "q_group_size") if "w_bit" in settings.values else ("bits", "group_size")
+    settings.one_of(bits, (4,))
+    settings.one_of("zero_point", (True,), True)
+    group = settings.whole(size, -1, 1 << 20)
+    if group == 0 or group > 0 and group % 8:
+        raise BestiaryError(f"{settings.where}: {size} = {group}; it must be -1 or a multiple of 8")
+    panels = Panels()
+    for module in parts.ending(".qweight"):
+        weight = take(parts, module, group)
+        parts.give(f"{module}.qweight", f"{module}.weight", Transposed(
+            f"{module}.weight", (weight.scales.columns, weight.layout.columns), weight.layout.encoding, panels,
+            weight.load, weight.fill))
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The parts of a weight, known to fit together."""
+
+    layout: IntegerRows
+    codes: FileTensor
+    zeros: FileTensor
+    scales: FileTensor
+
+    def load(self, first: int, last: int) -> Panel:
+        """Words of codes, (inputs, words); scales, (groups, rows, bytes); zeros, (rows, groups)."""
+        own = columns(self.zeros, first // 8, last // 8)
+        nibbles = np.stack((own & np.uint8(15), own >> np.uint8(4)), -1).reshape(*own.shape[:2], 8)
+        zeros = np.empty_like(nibbles)
+        zeros[:, :, ORDER] = nibbles
+        return (columns(self.codes, first // 8, last // 8).view(np.uint32)[:, :, 0], columns(self.scales, first, last),
+                zeros.reshape(len(own), -1).T)
+
+    def fill(self, panel: Panel, start: int, stop: int) -> Bytes:
+        words = panel[0][:, start // 8:-(-stop // 8)]
+        packed = np.ascontiguousarray(words.T).view(np.uint8).reshape(words.shape[1], len(words) // 2, 2, 4)
+        stream = np.empty((len(packed), 8, packed.shape[1]), np.uint8)
+        for byte in range(4):  # of it, two outputs of two inputs: a nibble each of two rows' bytes
+            even, odd = packed[:, :, 0, byte], packed[:, :, 1, byte]
+            stream[:, ORDER[2 * byte]] = even & np.uint8(15) | odd << np.uint8(4)
+            stream[:, ORDER[2 * byte + 1]] = even >> np.uint8(4) | odd & np.uint8(0xF0)
+        skipped = start % 8
+        rows = stream.reshape(8 * len(packed), packed.shape[1])[skipped:skipped + stop - start]
+        return self.layout.fill(rows, panel[1][:, start:stop].swapaxes(0, 1), panel[2][start:stop])
+
+
+def take(parts: Parts, module: str, group: int) -> Weight:
+    """The parts of one weight, their shapes compared with one another and with the config."""
+    codes = parts.take(f"{module}.qweight", ("I32",))
+    scales = parts.take(f"{module}.scales", FLOATS)
+    zeros = parts.take(f"{module}.qzeros", ("I32",))
+    inputs, words = codes.shape
+    if inputs % 8:
+        raise BestiaryError(f"{parts.folder}: tensor {module}.qweight has the shape {list(codes.shape)}; a multiple of "
+                            "8 inputs is read")
+    size = inputs if group < 0 else group
+    why = f"{module}.qweight of {list(codes.shape)} with bits = 4, group_size = {group}"
+    parts.fits(scales, f"{module}.scales", (-(-inputs // size), 8 * words), why)
+    parts.fits(zeros, f"{module}.qzeros", (-(-inputs // size), words), why)
+    return Weight(IntegerRows(4, inputs, size, scales.encoding.name, True), codes, zeros, scales)

@@ -1,0 +1,175 @@
+"""GPTQ: codes of 2, 3, 4 or 8 bits packed along the input, the transpose of a weight.
+
+Sources: Frantar et al. 2022 (arXiv 2210.17323); what AutoGPTQ and GPTQModel write, "gptq" and "gptq_v2" of their
+checkpoint_format. qweight: (in * bits / 32, out) words of 32 bits, codes of a column in order from the lowest bit;
+scales: (groups, out); qzeros: (groups, out * bits / 32), in the first format one less than they mean; g_idx: (in,),
+the group of each input. weight[o, i] = scales[g, o] * (code - zero[g, o]), g = g_idx[i].
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bestiary.decoding import number_from_bits
+from bestiary.encoding import PLAIN, Encoding
+from bestiary.errors import BestiaryError
+from bestiary.files import FileTensor
+from bestiary.tensor import encode_plain
+from bestiary_plugins.loaders.quantized.panels import Panel, Panels, Transposed, columns
+from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, raw
+from bestiary_plugins.loaders.quantized.rows import NUMBER_BYTES, IntegerRows, unpack
+
+log = logging.getLogger("bestiary")
+Bytes = NDArray[np.uint8]
+BITS = (2, 3, 4, 8)
+
+
+@dataclass(frozen=True)
+class Format:
+    """What the config says of all weights. group: of inputs; None for one group."""
+
+    bits: int
+    group: int | None
+    symmetric: bool
+    one_less: bool
+
+
+def read_format(settings: Settings) -> Format:
+    named = "checkpoint_format" if settings.values.get("checkpoint_format") else "format"
+    format = settings.one_of(named, ("gptq", "gptq_v2"), "gptq")
+    settings.refuse("is_marlin_format", "the order of codes that one kernel wants is not read")
+    dynamic = settings.values.get("dynamic") or {}
+    if not isinstance(dynamic, dict) or any(not key.startswith("-:") for key in dynamic):
+        settings.refuse("dynamic", "settings that differ by module are not read")
+    size = settings.whole("group_size", -1, 1 << 20)
+    if size == 0 or size > 0 and size % 8:
+        raise BestiaryError(f"{settings.where}: group_size = {size}; it must be -1 or a multiple of 8")
+    return Format(settings.one_of("bits", BITS), None if size < 0 else size, settings.flag("sym", False),
+                  format == "gptq")
+
+
+def read_gptq(settings: Settings, parts: Parts) -> None:
+    """Puts weights in place of their parts."""
+    format, panels = read_format(settings), Panels()
+    decoded: dict[str, int] = {}
+    for module in parts.ending(".qweight"):
+        weight = take(parts, module, format)
+        if weight.order is not None:
+            decoded[weight.encoding.name] = decoded.get(weight.encoding.name, 0) + 1
+        parts.give(f"{module}.qweight", f"{module}.weight", Transposed(
+            f"{module}.weight", (weight.outputs, weight.inputs), weight.encoding, panels, weight.load, weight.fill))
+        drop_zeros(parts, f"{module}.bias")
+    for name, count in decoded.items():
+        log.warning("%s: the groups of %d weights are not runs of inputs (desc_act), which no layout describes: they "
+                    "are decoded to %s", parts.folder, count, name)
+
+
+def drop_zeros(parts: Parts, name: str) -> None:
+    """Programs of 2023 wrote a bias for every weight: of zeros, where the model has none."""
+    bias = parts.left.get(name)
+    if bias is not None and len(bias.shape) == 1 and not bias.array().any():
+        parts.drop(name)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The parts of a weight, known to fit together. order: the group of each input, where these are no runs."""
+
+    format: Format
+    codes: FileTensor
+    zeros: FileTensor
+    scales: FileTensor
+    order: NDArray[np.int64] | None
+    where: str
+
+    @property
+    def inputs(self) -> int:
+        return self.codes.rows * 32 // self.format.bits
+
+    @property
+    def outputs(self) -> int:
+        return self.codes.columns
+
+    @property
+    def layout(self) -> IntegerRows:
+        return IntegerRows(self.format.bits, self.inputs, self.format.group or self.inputs, self.scales.encoding.name,
+                           not self.format.symmetric)
+
+    @property
+    def encoding(self) -> Encoding:
+        return self.layout.encoding if self.order is None else PLAIN[self.scales.encoding.name]
+
+    def load(self, first: int, last: int) -> Panel:
+        """Words of codes, (words of a row, rows); scales, (groups, rows, bytes); zeros, (rows, groups)."""
+        bits = self.format.bits
+        zeros = self.zeros_of(columns(self.zeros, first * bits // 32, last * bits // 32))
+        return columns(self.codes, first, last).view(np.uint32)[:, :, 0], columns(self.scales, first, last), zeros
+
+    def fill(self, panel: Panel, start: int, stop: int) -> Bytes:
+        bits = self.format.bits
+        words, scales, zeros = panel[0][:, start:stop], panel[1][:, start:stop].swapaxes(0, 1), panel[2][start:stop]
+        stream = np.ascontiguousarray(words.T).view(np.uint8)
+        if self.order is not None:
+            return self.decoded(unpack(stream, bits), scales, zeros)
+        if not self.format.symmetric:
+            return self.layout.fill(stream, scales, zeros)
+        if (zeros != 1 << (bits - 1)).any():
+            raise BestiaryError(f"{self.where}: sym = true asks for zeros of {1 << (bits - 1)}, and qzeros holds "
+                                f"{int(zeros[zeros != 1 << (bits - 1)][0])}; sym = false reads them as they are")
+        return self.layout.fill(stream, scales)
+
+    def zeros_of(self, packed: Bytes) -> Bytes:
+        """(groups, words, 4) uint8 -> (outputs, groups)."""
+        bits = self.format.bits
+        words = packed.view(np.uint32)[:, :, 0]
+        if self.format.one_less and bits != 3:  # as whole words: so a zero of 0, which took one of its neighbour, and
+            ones = sum(1 << at for at in range(0, 32, bits))  # the neighbour come back
+            words = words + np.uint32(ones)
+        codes = unpack(np.ascontiguousarray(words).view(np.uint8), bits)
+        if self.format.one_less and bits == 3:
+            codes = (codes + np.uint8(1)) & np.uint8(7)
+        return np.ascontiguousarray(codes.T)
+
+    def decoded(self, codes: Bytes, scales: Bytes, zeros: Bytes) -> Bytes:
+        """Rounded once, to the type of the scales, as where the format comes from."""
+        number = self.scales.encoding.name
+        size = NUMBER_BYTES[number]
+        values = np.ascontiguousarray(scales).view(np.uint16 if size == 2 else np.uint32)[:, :, 0]
+        scale = number_from_bits(values.astype(np.uint32), number)[:, self.order]
+        with np.errstate(over="ignore", invalid="ignore"):
+            return encode_plain(scale * (codes - zeros[:, self.order].astype(np.float32)), PLAIN[number])
+
+
+def take(parts: Parts, module: str, format: Format) -> Weight:
+    """The parts of one weight, their shapes compared with one another and with the config."""
+    bits = format.bits
+    codes = parts.take(f"{module}.qweight", ("I32",))
+    scales = parts.take(f"{module}.scales", FLOATS)
+    zeros = parts.take(f"{module}.qzeros", ("I32",))
+    inputs, outputs = codes.rows * 32 // bits, codes.columns
+    if codes.rows * 32 % bits or inputs % 8 or outputs * bits % 32:
+        raise BestiaryError(f"{parts.folder}: tensor {module}.qweight has the shape {list(codes.shape)}: that is no "
+                            f"weight of {bits} bits packed into whole words")
+    groups = -(-inputs // (format.group or inputs))
+    why = f"{module}.qweight of {list(codes.shape)} with bits = {bits}, group_size = {format.group or -1}"
+    parts.fits(scales, f"{module}.scales", (groups, outputs), why)
+    parts.fits(zeros, f"{module}.qzeros", (groups, outputs * bits // 32), why)
+    order = read_order(parts, f"{module}.g_idx", inputs, groups) if f"{module}.g_idx" in parts.left else None
+    if order is not None and np.array_equal(order, np.arange(inputs) // (format.group or inputs)):
+        order = None
+    return Weight(format, codes, zeros, scales, order, f"{parts.folder}: tensor {module}.weight")
+
+
+def read_order(parts: Parts, name: str, inputs: int, groups: int) -> NDArray[np.int64]:
+    given = parts.take(name, ("I32", "I64"), (1,))
+    parts.fits(given, name, (inputs,), "qweight")
+    order: NDArray[np.int64] = raw(given, 0, 1)[0].view(np.int32 if given.encoding.name == "I32" else np.int64)
+    order = order.astype(np.int64)
+    if order.min() < 0 or order.max() >= groups:
+        raise BestiaryError(f"{parts.folder}: tensor {name} holds {int(order.min())} to {int(order.max())}; groups are "
+                            f"counted from 0 to {groups - 1}")
+    return order

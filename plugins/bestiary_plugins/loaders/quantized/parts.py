@@ -1,0 +1,101 @@
+"""The tensors of a quantized folder: the parts of a weight are taken, and the weight put in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from bestiary.errors import BestiaryError, short
+from bestiary.files import FileTensor
+from bestiary.tensor import Tensor
+
+FLOATS = ("f16", "bf16", "f32")
+"""What scales may be."""
+
+
+class Parts:
+    """What is left of a folder's tensors, and the weights made of those that were taken."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        self.left, self.folder = dict(tensors), folder
+        self._order = list(tensors)
+        self._made: dict[str, tuple[str, Tensor]] = {}  # by the part whose place the weight takes
+
+    def ending(self, suffix: str) -> list[str]:
+        """Names of tensors that end so, without the end."""
+        return [name.removesuffix(suffix) for name in self.left if name.endswith(suffix)]
+
+    def take(self, name: str, types: Collection[str], dimensions: Collection[int] = (2,)) -> FileTensor:
+        """A tensor of one of these types, whatever they mean. Raises BestiaryError where there is none."""
+        tensor = self.left.pop(name, None)
+        if tensor is None:
+            raise BestiaryError(f"{self.folder}: tensor {name} is missing")
+        if tensor.encoding.name not in types:
+            raise BestiaryError(f"{self.folder}: tensor {name} is {tensor.encoding.name}; it must be "
+                                f"{' or '.join(types)}")
+        if len(tensor.shape) not in dimensions or 0 in tensor.shape:
+            raise BestiaryError(f"{self.folder}: tensor {name} has the shape {list(tensor.shape)}; it must have "
+                                f"{' or '.join(map(str, dimensions))} dimensions, none of them 0")
+        if not isinstance(tensor, FileTensor):
+            raise BestiaryError(f"{self.folder}: tensor {name} does not lie in one piece")
+        return tensor
+
+    def drop(self, name: str) -> None:
+        self.left.pop(name, None)
+
+    def give(self, place: str, name: str, tensor: Tensor) -> None:
+        """The weight `name`, where the part called `place` stood."""
+        if name in self.left or any(name == made for made, _ in self._made.values()):
+            raise BestiaryError(f"{self.folder}: tensor {name} stands there as itself and as {place}")
+        self._made[place] = name, tensor
+
+    def fits(self, tensor: Tensor, name: str, wanted: tuple[int, ...], why: str) -> None:
+        """Raises BestiaryError where a part has another shape than what stands beside it, or the config, asks for."""
+        if tensor.shape != wanted:
+            raise BestiaryError(f"{self.folder}: tensor {name} has the shape {list(tensor.shape)}; {why} asks for "
+                                f"{list(wanted)}")
+
+    def result(self) -> dict[str, Tensor]:
+        """All tensors, in the order of the folder."""
+        places = ((self._made[name] if name in self._made else (name, self.left[name])) for name in self._order
+                  if name in self._made or name in self.left)
+        return dict(places)
+
+
+def raw(tensor: FileTensor, start: int, stop: int) -> Any:
+    """Rows as bytes, (rows, row_bytes) uint8, of a type that nobody else reads too."""
+    return FileTensor.read(tensor, start, stop)
+
+
+class Settings:
+    """A section of a config, each value checked by key. Raises BestiaryError naming key and value."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values, self.where = values, where
+
+    def one_of(self, key: str, known: Collection[Any], default: Any = ...) -> Any:
+        value = self.values.get(key)
+        if value is None and default is not ...:
+            return default
+        for item in known:
+            if type(value) is type(item) and (value.lower() == item if isinstance(value, str) else value == item):
+                return item
+        raise BestiaryError(f"{self.where}: {key} = {short(value)} is not read; known: "
+                            f"{', '.join(map(str, known))}")
+
+    def flag(self, key: str, default: bool) -> bool:
+        return bool(self.one_of(key, (True, False), default))
+
+    def whole(self, key: str, low: int, high: int, default: int | None = None) -> int:
+        value = self.values.get(key, default)
+        if value is None:
+            value = default
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise BestiaryError(f"{self.where}: {key} = {short(value)}; it must be an integer from {low} to {high}")
+        return value
+
+    def refuse(self, key: str, why: str) -> None:
+        """Raises BestiaryError where the key has a value that is not nothing."""
+        if self.values.get(key):
+            raise BestiaryError(f"{self.where}: {key} = {short(self.values[key])}: {why}")
