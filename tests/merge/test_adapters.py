@@ -382,3 +382,20 @@ def test_adapters_of_every_family_are_put_on(host: Host, tmp_path: Path) -> None
         found = overlay(host, base, adapter)
         assert len(targets) > 2 and agrees(found, plain_merge(arrays(base), adapter)), family
         to_canonical(found, host.architectures[family])
+
+
+def test_a_word_beside_base_and_adapters_is_never_taken_for_an_output_that_may_go(zoo: Zoo, cli: Cli) -> None:
+    """It may be meant as a delta; --force would have replaced that."""
+    base, delta, adapter, out = zoo.base(), zoo.delta(), zoo.adapter("lora"), zoo.folder / "out.gguf"
+    before = {path: path.read_bytes() for path in (*delta.iterdir(), *adapter.iterdir())}
+    lines: list[tuple[str | Path, ...]] = [
+        (delta, "--force"), (delta,), (adapter, "--force"), (delta, out), (base, "--outfile", out)]
+    for words in lines:
+        done = cli("convert", *words, "--base", base, "--lora", adapter)
+        assert done.status == 1 and done.err.count("\n") == 1 and "there is no SRC" in done.err, done.err
+        assert not out.exists()
+    assert before == {path: path.read_bytes() for path in (*delta.iterdir(), *adapter.iterdir())}
+    assert cli("convert", "--base", base, "--lora", adapter, out).status == 0
+    done = cli("convert", "--base", base, "--lora", adapter, out, "--force")
+    assert done.status == 1 and f"--outfile {out} says that it is the output" in done.err
+    assert cli("convert", "--base", base, "--lora", adapter, "--outfile", out, "--force").status == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,8 +54,7 @@ def convert(
     if source is None and base is None:
         raise BestiaryError("no checkpoint is named: SRC, or --base with --lora")
     if base is not None and lora:  # the base is what is converted; a word beside it is the output
-        if out is not None:
-            raise BestiaryError("with --base and --lora there is no SRC; one OUT may be named")
+        check_lone_word(source, out or outfile)
         out, source, base = None if source is None else str(source), base, None
     if source is None:
         raise BestiaryError(f"--base {base} wants SRC, a delta or an adapter, or --lora")
@@ -70,6 +70,17 @@ def convert(
                         tokenizer=options.vocabulary_path(tokenizer), add=add, base=base, adapters=lora or (),
                         context=ctx, pure=pure, requantize=requantize, force=force, progress=progress)
     report(saved)
+
+
+def check_lone_word(word: Path | None, output: str | None) -> None:
+    """Raises BestiaryError where the word beside --base and --lora, an output, may be meant as SRC."""
+    if word is None:
+        return
+    said = "with --base and --lora there is no SRC (a delta and adapters are not merged in one go: merge the delta first)"
+    if output is not None:
+        raise BestiaryError(f"{said}; {word} and {output} are two outputs")
+    if os.path.lexists(word):
+        raise BestiaryError(f"{said}, and {word} exists: --outfile {word} says that it is the output")
 
 
 def report(saved: Saved) -> None:
