@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bestiary.architecture import Architecture
-from bestiary.canonical import from_canonical, ignorable, listed, to_canonical
+from bestiary.canonical import from_canonical, ignorable, listed, matches, spelled, to_canonical
 from bestiary.checkpoint import Adapter, Checkpoint, TokenizerMaterial, check_model
 from bestiary.encoding import F16, F32, PLAIN, Encoding
 from bestiary.errors import BestiaryError, short
+from bestiary.graph import Graph
 from bestiary.tensor import Tensor, encode_plain
+from bestiary.tied import OUTPUT, embedding_of, equal, is_tied
+from bestiary.transform import Transpose
 
 log = logging.getLogger("bestiary")
 
@@ -24,6 +27,8 @@ SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_val
 """What the configs of a delta and of its base say alike."""
 LARGEST_F16 = 65520.0
 """From here on f16 rounds to infinity."""
+
+TIED = "tie_word_embeddings"
 
 FamilyOf = Callable[[Checkpoint], Architecture]
 
@@ -112,11 +117,16 @@ def adapted(base: Checkpoint, adapters: Sequence[Checkpoint], family: Architectu
             encoding: Encoding | None = None) -> Checkpoint:
     """The base with the adapters, in their order: a tensor of an adapter's takes the place of the base's and of what
     was added to it, what it adds is added; all of that in float32, rounded once. The last tokenizer among them is the
-    model's. Raises BestiaryError where an adapter does not fit."""
+    model's. A model whose embedding is its output matrix has two of its own where an adapter changed one. Raises
+    BestiaryError where an adapter does not fit."""
     here, graph = to_canonical(base, family)
     naming, vocabulary, tokenizer = adapters[0].naming, graph.vocabulary, base.tokenizer
-    spelled = renamed(base, here, family, naming)
-    held = spelled.tensors
+    named_so = renamed(base, here, family, naming)
+    held = dict(named_so.tensors)
+    twins = tied_names(here, graph, family, naming, held)
+    if twins is not None:
+        held.setdefault(twins[1], held[twins[0]])
+    turned = on_their_side(held, family, named_so)
     parts = {name: [tensor] for name, tensor in held.items()}
     for checkpoint in adapters:
         adapter, grown = checkpoint.adapter or Adapter(), vocabulary
@@ -141,6 +151,8 @@ def adapted(base: Checkpoint, adapters: Sequence[Checkpoint], family: Architectu
             if found is None:
                 raise BestiaryError(f"{checkpoint.path} adds to tensor {given}, and {base.path} has none of that name; "
                                     f"it was made for another model{named(adapter.base)}")
+            if found in turned:
+                (tensor,) = Transpose().apply([tensor])
             if parts[found][0].shape != tensor.shape:
                 raise BestiaryError(unfit(checkpoint, given, tensor, parts[found][0], base) + named(adapter.base))
             parts[found].append(tensor)
@@ -149,10 +161,63 @@ def adapted(base: Checkpoint, adapters: Sequence[Checkpoint], family: Architectu
     tensors = {name: held[name] if summed == [held.get(name)] else
                Sum(name, summed, rounded_to(name, held.get(name, summed[0]), encoding, base))
                for name, summed in parts.items()}
-    sizes = {key: vocabulary for key, value in spelled.config.items()
-             if key.endswith("vocab_size") and value == graph.vocabulary}
-    return base.having(tensors=tensors, naming=naming, config={**spelled.config, **sizes}, tokenizer=tokenizer,
+    changed = {key: vocabulary for key, value in named_so.config.items()
+               if key.endswith("vocab_size") and value == graph.vocabulary}
+    if twins is not None:
+        if stay_tied(twins, held, tensors, here, family, adapters):
+            if twins[1] not in named_so.tensors:
+                del tensors[twins[1]]
+        else:
+            changed[TIED] = False
+    return base.having(tensors=tensors, naming=naming, config={**named_so.config, **changed}, tokenizer=tokenizer,
                        source=(adapted, (base, tuple(adapters), family, encoding)))
+
+
+def on_their_side(names: Iterable[str], family: Architecture, checkpoint: Checkpoint) -> set[str]:
+    """The matrices whose columns are the canonical rows: which they are follows from the family's names for them, for
+    a square one shows nothing."""
+    rules = [rule for rule in family.namings.get(checkpoint.naming, ()) if rule.transform is not None
+             and isinstance(rule.transform(checkpoint.config), Transpose)]
+    return {name for rule in rules for sources, _ in matches(rule, names) for name in sources}
+
+
+def tied_names(canonical: Checkpoint, graph: Graph, family: Architecture, naming: str,
+               held: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """What the embedding of a model whose output matrix it is too is called, and what an output matrix of its own
+    would be. None where it has one."""
+    embedding = embedding_of(graph)
+    if embedding is None or not is_tied(graph):
+        return None
+    rules, matrix = family.spelling(naming, canonical.config), canonical.tensors[embedding]
+    found = [next(iter(spelled(rules, canonical.config, {name: matrix})[0]), "") for name in (embedding, OUTPUT)]
+    first = name_in(held, found[0])
+    return None if first is None or not found[1] else (first, name_in(held, found[1]) or found[1])
+
+
+def stay_tied(names: tuple[str, str], held: Mapping[str, Tensor], tensors: Mapping[str, Tensor],
+              canonical: Checkpoint, family: Architecture, adapters: Sequence[Checkpoint]) -> bool:
+    """Whether the embedding is still the output matrix. An adapter trains the two apart: what it gives for one changes
+    that alone. Raises BestiaryError where a model with two matrices cannot be made of them."""
+    first, second = (tensors[name] for name in names)
+    if all(tensors[name] is held[name] for name in names):
+        return True
+    path = adapters[-1].path
+    if first.shape != second.shape:
+        raise BestiaryError(f"{path} gives {list(first.shape)} for {names[0]}, which is the model's output matrix "
+                            f"too, and nothing of that size for {names[1]}: the two were trained apart, and the other "
+                            "half is missing")
+    if equal(first, second):
+        return True
+    shapes = {**{name: tensor.shape for name, tensor in canonical.tensors.items()}, OUTPUT: first.shape}
+    try:
+        config = family.normalise({**canonical.config, TIED: False}, shapes)
+        apart = OUTPUT in family.graph(config, config["max_position_embeddings"]).weights
+    except BestiaryError:
+        apart = False
+    if not apart:
+        raise BestiaryError(f"{path} trained the embedding and the output matrix apart, and {family.name} has one "
+                            "matrix for both")
+    return False
 
 
 def grows(old: tuple[int, ...], new: tuple[int, ...], vocabulary: int) -> bool:

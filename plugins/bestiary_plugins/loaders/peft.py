@@ -35,13 +35,15 @@ WEIGHTS: Mapping[str, Callable[[DataFile], Mapping[str, Tensor]]] = {
 """In the order of preference."""
 MOST_RANK = 1 << 16
 
-READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
+READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
         "modules_to_save", "base_model_name_or_path", "init_lora_weights", "bias", "use_dora"}
 OF_TRAINING = {"task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "lora_dropout",
                "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core",
-               "loftq_config", "eva_config", "corda_config", "qalora_group_size", "merge_weights", "runtime_config"}
-"""Keys that say how an adapter was trained, or which tensors it holds, as the tensors themselves do. What is in neither
-list is refused where it is set."""
+               "loftq_config", "eva_config", "corda_config", "qalora_group_size", "merge_weights", "runtime_config",
+               "fan_in_fan_out"}
+"""Keys that say how an adapter was trained, or which tensors it holds, as the tensors themselves do. On which side a
+matrix lies follows from the model, as PEFT has it, whatever fan_in_fan_out says. What is in neither list is refused
+where it is set."""
 KEEPS_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 """Ways to begin a training that leave the base as it was; after the others an adapter belongs to another base."""
 FACTORS = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.default)?(?P<end>\.weight)?")
@@ -158,7 +160,7 @@ def product(module: str, up: Tensor, down: Tensor, embedding: bool, config: Mapp
         raise BestiaryError(f"{module} has lora_B of {list(up.shape)} and lora_A of {list(down.shape)}; with r = "
                             f"{rank} they are of [rows, {rank}] and [{rank}, columns]")
     factor = alpha / (math.sqrt(rank) if flag(config, "use_rslora") else rank)
-    return LowRank(up, down, factor, transposed=embedding or flag(config, "fan_in_fan_out"))
+    return LowRank(up, down, factor, transposed=embedding)
 
 
 def patterned(module: str, config: Mapping[str, Any], patterns: str, key: str, default: int) -> Any:
