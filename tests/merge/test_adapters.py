@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from bestiary.canonical import to_canonical
 from bestiary.checkpoint import Checkpoint
+from bestiary.encoding import BF16
 from bestiary.errors import BestiaryError
 from bestiary.host import Host
 from bestiary.inspection import inspect
@@ -473,3 +474,18 @@ def test_a_word_beside_base_and_adapters_is_never_taken_for_an_output_that_may_g
     done = cli("convert", "--base", base, "--lora", adapter, out, "--force")
     assert done.status == 1 and f"--outfile {out} says that it is the output" in done.err
     assert cli("convert", "--base", base, "--lora", adapter, "--outfile", out, "--force").status == 0
+
+
+def test_matrices_that_a_family_joins_may_have_been_added_to_one_by_one(host: Host, tmp_path: Path, cli: Cli) -> None:
+    """Those that were not still have the type of the base."""
+    for family in host.architectures:
+        zoo = Zoo(tmp_path / family, host)
+        base = zoo.model("base", 3, family=family)
+        names = [name for name, array in arrays(base).items() if array.ndim == 2 and ".0." in name]
+        for number, name in enumerate(names):
+            adapter = zoo.adapter(f"lora{number}", targets=(name,), model=base)
+            to_canonical(overlay(host, base, adapter, encoding=BF16), host.architectures[family])
+    zoo = Zoo(tmp_path / "glm4", host)
+    done = cli("merge", "--base", zoo.folder / "base", "--lora", zoo.folder / "lora0", "--type", "bf16", "--target",
+               tmp_path / "out.gguf")
+    assert done.status == 0 and "the same logits" in done.out
