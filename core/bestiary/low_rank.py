@@ -34,7 +34,8 @@ class LowRank(Tensor):
         for first in range(start - start % ROWS, stop, ROWS):
             last = min(first + ROWS, self.rows)
             left = self._up.decode(first, last) if whole is None else whole[first:last]  # (last - first, rank)
-            product = np.ascontiguousarray(left, np.float64) @ right * self._factor
             low, high = max(first, start), min(last, stop)
-            out[low - start:high - start] = product[low - first:high - first]
+            with np.errstate(over="ignore", invalid="ignore"):  # infinite is infinite; who adds it looks at that
+                product = np.ascontiguousarray(left, np.float64) @ right * self._factor
+                out[low - start:high - start] = product[low - first:high - first]
         return out.view(np.uint8).reshape(stop - start, self.row_bytes)

@@ -6,6 +6,8 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,20 +39,32 @@ class Sum(Tensor):
     """The sum of tensors of one width, added in float32 in their order and rounded once to a plain encoding. Those
     after the first may have fewer rows: the sum's other rows are the first's alone."""
 
-    def __init__(self, name: str, parts: Sequence[Tensor], encoding: Encoding) -> None:
+    def __init__(self, name: str, parts: Sequence[Tensor], encoding: Encoding, givers: Sequence[Path] = ()) -> None:
+        """givers: whose each of the parts is, for errors."""
         self.shape, self.encoding, self._parts, self._name = parts[0].shape, encoding, tuple(parts), name
+        self._givers = tuple(givers)
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         values = self._parts[0].decode(start, stop)
         for part in self._parts[1:]:
             held = max(min(stop, part.rows) - start, 0)
-            with np.errstate(over="ignore", invalid="ignore"):  # said below; NaN stays what it is
+            with np.errstate(over="ignore", invalid="ignore"):  # said below
                 added = values[:held] + part.decode(start, start + held)
             values = added if held == len(values) else np.concatenate([added, values[held:]])
+        if not np.isfinite(values).all():
+            self.refuse(start, stop)
         if self.encoding == F16 and values.size and (largest := float(np.abs(values).max())) >= LARGEST_F16:
             raise BestiaryError(f"tensor {self._name}: a weight of the sum is {largest:g}, more than f16 holds "
                                 "(65504); bf16 and f32 hold it")
         return encode_plain(values, self.encoding)
+
+    def refuse(self, start: int, stop: int) -> NoReturn:
+        for i, part in enumerate(self._parts):
+            if not np.isfinite(part.decode(min(start, part.rows), min(stop, part.rows))).all():
+                whose = f"{self._givers[i]}: " if i < len(self._givers) else ""
+                raise BestiaryError(f"{whose}what it holds for tensor {self._name} is not finite (NaN or infinite): "
+                                    "the weights are damaged")
+        raise BestiaryError(f"tensor {self._name}: a weight of the sum is more than f32 holds")
 
 
 def merged(source: Checkpoint, base: Checkpoint | None, adapters: Sequence[Checkpoint], family_of: FamilyOf,
@@ -107,7 +121,8 @@ def delta(base: Checkpoint, other: Checkpoint, base_family: Architecture, family
             raise BestiaryError(f"tensor {name} is of {list(mine.shape)} in {base.path}, and of {list(tensor.shape)} "
                                 f"in the delta {other.path}{extended}")
         plain(name, mine, base)
-        tensors[name] = Sum(name, (tensor, mine), rounded_to(name, tensor, encoding, other))
+        tensors[name] = Sum(name, (tensor, mine), rounded_to(name, tensor, encoding, other),
+                            (other.path, base.path))
     tokenizer = base.tokenizer if other.tokenizer.empty else other.tokenizer
     return other.having(tensors=tensors, tokenizer=tokenizer,
                         source=(delta, (base, other, base_family, family, encoding)))
@@ -128,6 +143,7 @@ def adapted(base: Checkpoint, adapters: Sequence[Checkpoint], family: Architectu
         held.setdefault(twins[1], held[twins[0]])
     turned = on_their_side(held, family, named_so)
     parts = {name: [tensor] for name, tensor in held.items()}
+    givers = {name: [base.path] for name in held}
     for checkpoint in adapters:
         adapter, grown = checkpoint.adapter or Adapter(), vocabulary
         if checkpoint.naming != naming:
@@ -144,7 +160,7 @@ def adapted(base: Checkpoint, adapters: Sequence[Checkpoint], family: Architectu
                     "which they were made" if shrinks else named(adapter.base)))
             if len(tensor.shape) == 2 and before.rows == vocabulary:
                 grown = max(grown, tensor.rows)
-            parts[name] = [tensor]
+            parts[name], givers[name] = [tensor], [checkpoint.path]
         vocabulary = grown
         for given, tensor in adapter.added.items():
             found = name_in(held, given)
@@ -156,10 +172,11 @@ def adapted(base: Checkpoint, adapters: Sequence[Checkpoint], family: Architectu
             if parts[found][0].shape != tensor.shape:
                 raise BestiaryError(unfit(checkpoint, given, tensor, parts[found][0], base) + named(adapter.base))
             parts[found].append(tensor)
+            givers[found].append(checkpoint.path)
         if not checkpoint.tokenizer.empty:
             tokenizer = completed(checkpoint.tokenizer, base.tokenizer)
     tensors = {name: held[name] if summed == [held.get(name)] else
-               Sum(name, summed, rounded_to(name, held.get(name, summed[0]), encoding, base))
+               Sum(name, summed, rounded_to(name, held.get(name, summed[0]), encoding, base), givers[name])
                for name, summed in parts.items()}
     changed = {key: vocabulary for key, value in named_so.config.items()
                if key.endswith("vocab_size") and value == graph.vocabulary}

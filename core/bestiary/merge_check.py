@@ -64,8 +64,11 @@ def check_merge(written: Checkpoint, wanted: Checkpoint, base: Checkpoint, famil
                             "merged model: do not use it")
     if not run:
         return Found(len(ids or ()))
-    given = ids or list(range(min(MOST_TOKENS, vocabulary_of(wanted, family))))
-    ours, theirs = logits(written, family, given, host), logits(wanted, family, given, host)
+    given = ids or list(range(min(room(wanted), vocabulary_of(wanted, family))))
+    try:
+        ours, theirs = logits(written, family, given, host), logits(wanted, family, given, host)
+    except BestiaryError as error:
+        raise BestiaryError(f"{written.path} was written, and does not run: do not use it ({error})") from None
     difference = float(np.abs(ours - theirs).max() / max(float(theirs.max() - theirs.min()), 1e-30))
     if not difference <= BOUND:  # so that NaN differs
         raise BestiaryError(f"{written.path} was written, and its logits are not those of the merged model (they "
@@ -86,8 +89,11 @@ def check_merge(written: Checkpoint, wanted: Checkpoint, base: Checkpoint, famil
 def tokens(checkpoint: Checkpoint, family: Architecture, host: Host) -> list[int] | None:
     """The beginning of the text; None where there is no tokenizer."""
     tokenizer = make_tokenizer(checkpoint.tokenizer, family, checkpoint.config, host)
-    room = min(MOST_TOKENS, int(checkpoint.config["max_position_embeddings"]))
-    return None if tokenizer is None else tokenizer.encode(TEXT, bos=True)[:room]
+    return None if tokenizer is None else tokenizer.encode(TEXT, bos=True)[:room(checkpoint)]
+
+
+def room(checkpoint: Checkpoint) -> int:
+    return min(MOST_TOKENS, int(checkpoint.config["max_position_embeddings"]))
 
 
 def vocabulary_of(checkpoint: Checkpoint, family: Architecture) -> int:

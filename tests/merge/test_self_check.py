@@ -19,7 +19,7 @@ from bestiary.model import load
 from bestiary_plugins.demo.command import model as demo_model
 from tests.cli.conftest import Cli
 
-from .conftest import OUTPUT, Array, Zoo, arrays, config_of, copied, write
+from .conftest import EMBEDDING, OUTPUT, QUERY, Array, Zoo, arrays, config_of, copied, write
 
 
 def canonical(host: Host, path: Path) -> Checkpoint:
@@ -60,6 +60,40 @@ def test_a_model_without_a_tokenizer_is_run_on_numbers(zoo: Zoo, cli: Cli) -> No
         (path / "tokenizer.json").unlink()
     done = cli("merge", "--base", zoo.base(), "--delta", zoo.delta(), "--target", zoo.folder / "out.gguf")
     assert done.status == 0 and "there is no tokenizer, the same logits" in done.out
+
+
+def test_a_short_context_is_room_enough_for_numbers(zoo: Zoo, cli: Cli) -> None:
+    """GPT-2 has no positions beyond it."""
+    base = zoo.model("gpt2", 1, family="gpt2", n_positions=64)
+    (base / "tokenizer.json").unlink()
+    adapter = zoo.adapter("lora", targets=("transformer.h.0.attn.c_attn.weight",), model=base)
+    done = cli("merge", "--base", base, "--lora", adapter, "--target", zoo.folder / "out")
+    assert done.status == 0 and "there is no tokenizer, the same logits" in done.out
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", ["f16", "f32", "q4_0"])
+def test_what_is_no_number_is_said_of_whom_it_is_from_and_nothing_is_written(zoo: Zoo, cli: Cli, value: float,
+                                                                            kind: str) -> None:
+    out, embedding = zoo.folder / "out.gguf", arrays(zoo.base())[EMBEDDING].copy()
+    embedding[5, 5] = value
+    factor = f"base_model.model.{QUERY[:-7]}.lora_B.weight"
+    damaged = np.full((96, 4), value, np.float32)
+    for words in (("--lora", zoo.adapter("one"), "--lora", zoo.adapter("two", changes={factor: damaged})),
+                  ("--lora", zoo.adapter("three", saved={EMBEDDING: embedding}))):
+        done = cli("merge", "--base", zoo.base(), *words, "--target", out, "--type", kind)
+        assert done.status == 1 and done.err.count("\n") == 1 and not out.exists()
+        assert f"{words[-1]}: what it holds for tensor" in done.err and "is not finite" in done.err
+
+
+def test_a_merge_that_does_not_run_is_not_to_be_used(zoo: Zoo, cli: Cli) -> None:
+    """All of its weights are numbers, and too large."""
+    adapter = zoo.adapter("lora", targets=(), saved={
+        name: array.astype(np.float32) * np.float32(1e30) for name, array in arrays(zoo.base()).items()
+        if name.endswith(("gate_proj.weight", "up_proj.weight"))})
+    done = cli("merge", "--base", zoo.base(), "--lora", adapter, "--target", zoo.folder / "out.gguf", "--type", "f32")
+    assert done.status == 1 and done.err.count("\n") == 1
+    assert "out.gguf was written, and does not run: do not use it" in done.err and "not finite" in done.err
 
 
 def test_a_damaged_output_is_found(zoo: Zoo, host: Host) -> None:
