@@ -173,6 +173,7 @@ def adapted(base: Checkpoint, adapters: Sequence[Checkpoint], family: Architectu
                 raise BestiaryError(unfit(checkpoint, given, tensor, parts[found][0], base) + named(adapter.base))
             parts[found].append(tensor)
             givers[found].append(checkpoint.path)
+        check_complete(checkpoint.path, adapter, {name: whose[-1] for name, whose in givers.items()}, held)
         if not checkpoint.tokenizer.empty:
             tokenizer = completed(checkpoint.tokenizer, base.tokenizer)
     tensors = {name: held[name] if summed == [held.get(name)] else
@@ -188,6 +189,16 @@ def adapted(base: Checkpoint, adapters: Sequence[Checkpoint], family: Architectu
             changed[TIED] = False
     return base.having(tensors=tensors, naming=naming, config={**named_so.config, **changed}, tokenizer=tokenizer,
                        source=(adapted, (base, tuple(adapters), family, encoding)))
+
+
+def check_complete(path: Path, adapter: Adapter, last: Mapping[str, Path], held: Mapping[str, Tensor]) -> None:
+    """Raises BestiaryError where the adapter was trained on a matrix of the model and gives nothing for it. last: who
+    gave something for a tensor last."""
+    absent = [name for name, tensor in held.items() if adapter.trained is not None and len(tensor.shape) == 2
+              and last[name] != path and adapter.trained(name)]
+    if absent:
+        raise BestiaryError(f"{path} says that it was trained on {listed(absent)}, and holds nothing for "
+                            f"{'them' if len(absent) > 1 else 'it'}: the file is incomplete")
 
 
 def on_their_side(names: Iterable[str], family: Architecture, checkpoint: Checkpoint) -> set[str]:

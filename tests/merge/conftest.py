@@ -119,7 +119,7 @@ class Zoo:
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "someone/base-hf", "r": rank,
             "lora_alpha": 8, "lora_dropout": 0.05, "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
             "enable_lora": None, "merge_weights": False, "modules_to_save": None,
-            "target_modules": sorted({target.split(".")[-2] for target in targets}), **config}))
+            "target_modules": sorted(target.removesuffix(".weight") for target in targets), **config}))
         if file == "safetensors":
             save_file(tensors, path / "adapter_model.safetensors")
         else:

@@ -489,3 +489,28 @@ def test_matrices_that_a_family_joins_may_have_been_added_to_one_by_one(host: Ho
     done = cli("merge", "--base", zoo.folder / "base", "--lora", zoo.folder / "lora0", "--type", "bf16", "--target",
                tmp_path / "out.gguf")
     assert done.status == 0 and "the same logits" in done.out
+
+
+@pytest.mark.parametrize(("config", "absent"), [
+    ({"target_modules": ["q_proj"]}, "tensor model.layers.1.self_attn.q_proj.weight, and holds nothing for it"),
+    ({"target_modules": ["q_proj"], "layers_to_transform": [0, 1]}, "model.layers.1.self_attn.q_proj.weight, and"),
+    ({"target_modules": ["o_proj"]}, "layers.0.self_attn.o_proj.weight, model.layers.1.self_attn.o_proj.weight, and"),
+    ({"target_modules": ["lm_head"]}, "tensor lm_head.weight, and holds nothing for it: the file is incomplete"),
+    ({"target_modules": ["model.layers.1.self_attn.k_proj", "mlp.down_proj"]}, "tensor model.layers.0.mlp.down_proj"),
+    ({"target_modules": ["q_proj"], "layers_to_transform": [0]}, None),
+    ({"target_modules": ["q_proj"], "layers_to_transform": 0}, None),
+    ({"target_modules": ["q_proj"], "layers_to_transform": 0, "layers_pattern": "layers"}, None),
+    ({"target_modules": ["q_proj"], "exclude_modules": ["layers.1.self_attn.q_proj"]}, None),
+    ({"target_modules": ["query_key_value", "W_pack", "c_attn"]}, None),
+    ({"target_modules": ".*layers.0.*q_proj"}, None), ({"target_modules": "all-linear"}, None),
+    ({"target_modules": None}, None)])
+def test_an_adapter_that_lacks_what_it_was_trained_on_is_incomplete(zoo: Zoo, host: Host, config: dict[str, Any],
+                                                                    absent: str | None) -> None:
+    """The tensors are those of the first layer's queries, the last's keys and one more."""
+    adapter = zoo.adapter("lora", **config)
+    if absent is None:
+        overlay(host, zoo.base(), adapter)
+        return
+    with pytest.raises(BestiaryError) as caught:
+        overlay(host, zoo.base(), adapter)
+    assert absent in str(caught.value)

@@ -76,7 +76,7 @@ def check_lone_word(word: Path | None, output: str | None) -> None:
     """Raises BestiaryError where the word beside --base and --lora, an output, may be meant as SRC."""
     if word is None:
         return
-    said = "with --base and --lora there is no SRC (a delta and adapters are not merged in one go: merge the delta first)"
+    said = "with --base and --lora there is no SRC (of a delta and adapters, the delta is merged first)"
     if output is not None:
         raise BestiaryError(f"{said}; {word} and {output} are two outputs")
     if os.path.lexists(word):

@@ -35,12 +35,12 @@ WEIGHTS: Mapping[str, Callable[[DataFile], Mapping[str, Tensor]]] = {
 """In the order of preference."""
 MOST_RANK = 1 << 16
 
-READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern",
-        "modules_to_save", "base_model_name_or_path", "init_lora_weights", "bias", "use_dora"}
+READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save",
+        "base_model_name_or_path", "init_lora_weights", "bias", "use_dora", "target_modules", "exclude_modules",
+        "layers_to_transform", "layers_pattern"}
 OF_TRAINING = {"task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "lora_dropout",
-               "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core",
-               "loftq_config", "eva_config", "corda_config", "qalora_group_size", "merge_weights", "runtime_config",
-               "fan_in_fan_out"}
+               "megatron_core", "loftq_config", "eva_config", "corda_config", "qalora_group_size", "merge_weights",
+               "runtime_config", "fan_in_fan_out"}
 """Keys that say how an adapter was trained, or which tensors it holds, as the tensors themselves do. On which side a
 matrix lies follows from the model, as PEFT has it, whatever fan_in_fan_out says. What is in neither list is refused
 where it is set."""
@@ -94,7 +94,7 @@ def open_peft(path: Path) -> Checkpoint:
         raise BestiaryError(said if said.startswith(str(folder)) else f"{folder / name}: {said}") from None
     base = config.get("base_model_name_or_path")
     return Checkpoint(path, {}, replaced, NAMING, folder_material(folder), source=(open_peft, (path,)),
-                      adapter=Adapter(added, base if isinstance(base, str) else ""))
+                      adapter=Adapter(added, base if isinstance(base, str) else "", trained_on(config)))
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -112,6 +112,31 @@ def check_config(config: Mapping[str, Any]) -> None:
         if key not in READ | OF_TRAINING and value not in (None, False, {}, [], ""):
             raise BestiaryError(f"{key} = {short(value)} is not implemented")
     one_of(config, "bias", ("none", "all", "lora_only"), "none")
+
+
+def trained_on(config: Mapping[str, Any]) -> Callable[[str], bool] | None:
+    """Whether a matrix of that name is one of target_modules; None where those are told by an expression. A name there
+    that no module has is nothing: people list those of several families."""
+    targets, excluded, layers = (config.get(key) for key in ("target_modules", "exclude_modules",
+                                                             "layers_to_transform"))
+    if not isinstance(targets, list) or isinstance(excluded, str) or config.get("layers_pattern"):
+        return None
+    wanted, unwanted = words(config, "target_modules"), words(config, "exclude_modules")
+    saved = words(config, "modules_to_save")
+
+    def trained(name: str) -> bool:
+        module = name.removesuffix(".weight")
+        if module == name or any(f".{part}." in f".{module}." for part in saved):
+            return False
+        if any(f".{module}".endswith(f".{part}") for part in unwanted):
+            return False
+        if module in wanted or layers in (None, []):
+            return any(f".{module}".endswith(f".{part}") for part in wanted)
+        number = re.search(r"[.](\d+)[.]", module)
+        return (number is not None and int(number[1]) in (layers if isinstance(layers, list) else [layers])
+                and any(module.endswith(f".{part}") for part in wanted))
+
+    return trained
 
 
 def sorted_out(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
