@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +21,12 @@ from bestiary.tensor import Tensor, encode_plain
 from bestiary.tied import OUTPUT, embedding_of, equal, is_tied
 from bestiary.transform import Transpose
 
-log = logging.getLogger("bestiary")
-
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
          "intermediate_size")
 """What the configs of a delta and of its base say alike."""
+CONTEXT = "max_position_embeddings"
+NUMBERS = ("rms_norm_eps", "layer_norm_eps", "rope_theta", CONTEXT)
+"""What they usually say alike: where they do not, the base is perhaps another model of the same sizes."""
 LARGEST_F16 = 65520.0
 """From here on f16 rounds to infinity."""
 
@@ -149,7 +149,6 @@ def adapted(base: Checkpoint, adapters: Sequence[Checkpoint], family: Architectu
         if checkpoint.naming != naming:
             raise BestiaryError(f"{checkpoint.path} has the tensor names of {checkpoint.naming!r} checkpoints, "
                                 f"{adapters[0].path} those of {naming!r}")
-        say_other_base(checkpoint, adapter.base, base)
         for given, tensor in checkpoint.tensors.items():
             name = name_in(held, given) or given
             before = parts.get(name, [tensor])[0]
@@ -291,12 +290,41 @@ def name_in(held: Mapping[str, Tensor], given: str) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def say_other_base(adapter: Checkpoint, wanted: str, base: Checkpoint) -> None:
-    """A line where the adapter says it was made for a model of another name: sizes alone do not tell two apart."""
+def doubts(source: Checkpoint, base: Checkpoint | None, adapters: Sequence[Checkpoint],
+           family_of: FamilyOf) -> list[str]:
+    """What makes it doubtful that the parts of `merged` belong together, though all of them fit, a line each: sizes
+    alone do not tell two models apart."""
+    if source.adapter is not None and base is not None:
+        source, base, adapters = base, None, [source, *adapters]
+    if base is None:
+        return [line for checkpoint in adapters for line in other_name(checkpoint, source)]
+    there, here = (to_canonical(checkpoint, family_of(source))[0].config for checkpoint in (source, base))
+    said = [f"{key} = {short(there[key])}, in the base {short(here[key])}" for key in NUMBERS
+            if key in there and key in here and not alike(there[key], here[key])]
+    if said and said[0].startswith(CONTEXT):
+        return []  # alone it may be what the delta was trained for
+    names = [short(checkpoint.config["_name_or_path"]) for checkpoint in (source, base)
+             if checkpoint.config.get("_name_or_path")]
+    if len(names) == 2 and said:
+        said.append(f"they name themselves {' and '.join(names)}")
+    return [f"{source.path} may be a delta for another model than {base.path}: {'; '.join(said)}"] if said else []
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two numbers are the same but for the precision of a file."""
+    if not isinstance(one, (int, float)) or not isinstance(other, (int, float)):
+        return bool(one == other)
+    return abs(one - other) <= 1e-6 * abs(one)
+
+
+def other_name(adapter: Checkpoint, base: Checkpoint) -> list[str]:
+    """A line where the adapter says it was made for a model of another name."""
+    wanted = (adapter.adapter or Adapter()).base
     names = [base.path.absolute().name, base.path.absolute().parent.name, str(base.config.get("_name_or_path") or "")]
-    if bare(wanted) and bare(wanted) not in map(bare, names):
-        log.warning("%s says it was made for %s; the base is %s. On another model of the same size it makes nonsense",
-                    adapter.path, short(wanted), base.path)
+    if not bare(wanted) or bare(wanted) in map(bare, names):
+        return []
+    return [f"{adapter.path} says it was made for {short(wanted)}; the base is {base.path}. On another model of the "
+            "same size it makes nonsense"]
 
 
 def bare(name: str) -> str:

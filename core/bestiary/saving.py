@@ -21,7 +21,7 @@ from bestiary.files import check_replaceable
 from bestiary.folders import check_folder
 from bestiary.host import Host
 from bestiary.loader import Writer
-from bestiary.merge import check_vocabulary, merged
+from bestiary.merge import check_vocabulary, doubts, merged
 from bestiary.model import make_tokenizer
 
 log = logging.getLogger("bestiary")
@@ -108,9 +108,10 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
 
 def merged_for(type: str | None, source: Checkpoint, base: str | os.PathLike[str] | None,
                adapters: Sequence[str | os.PathLike[str]], architecture: str | None, auto: bool, host: Host,
-               ) -> tuple[Checkpoint, str | None]:
+               quiet: bool = False) -> tuple[Checkpoint, str | None]:
     """The merged checkpoint, and the type that it is written in: by default that of a first conversion. Where that is
-    plain, sums are rounded to it and to nothing else before."""
+    plain, sums are rounded to it and to nothing else before. What speaks against the parts is said in a line each,
+    unless `quiet`."""
     below = None if base is None else host.open(Path(base))
     above = [host.open(Path(path)) for path in adapters]
     model = below if source.adapter is not None and below is not None else source
@@ -122,7 +123,10 @@ def merged_for(type: str | None, source: Checkpoint, base: str | os.PathLike[str
     if type is None and model.naming != CANONICAL:
         type = plain_type(model, auto)
     with host.calling(family_of(model), f"read {model.path}"):
-        return merged(source, below, above, family_of, PLAIN.get(type or "")), type
+        found = merged(source, below, above, family_of, PLAIN.get(type or ""))
+        for line in [] if quiet else doubts(source, below, above, family_of):
+            log.warning("%s", line)
+        return found, type
 
 
 def plain_type(checkpoint: Checkpoint, auto: bool) -> str | None:

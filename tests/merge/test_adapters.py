@@ -405,6 +405,8 @@ def test_another_base_by_name_is_said_once_and_not_refused(zoo: Zoo, cli: Cli) -
     adapter = zoo.adapter("lora", base_model_name_or_path="decapoda-research/llama-7b-hf")
     done = cli("convert", "--base", zoo.base(), "--lora", adapter, zoo.folder / "a.gguf")
     assert done.status == 0 and done.err.count("\n") == 1 and "made for 'decapoda-research/llama-7b-hf'" in done.err
+    done = cli("merge", "--base", zoo.base(), "--lora", adapter, "--target", zoo.folder / "m.gguf", "--check")
+    assert done.status == 0 and done.err.count("\n") == 1 and "made for 'decapoda-research/llama-7b-hf'" in done.err
     named = Path(shutil.copytree(zoo.base(), zoo.folder / "LLaMA_7B"))
     assert not cli("convert", "--base", named, "--lora", adapter, zoo.folder / "b.gguf").err
 

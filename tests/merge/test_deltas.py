@@ -238,6 +238,27 @@ def test_a_base_that_does_not_fit_is_refused_in_words(zoo: Zoo, host: Host, cli:
         assert not out.exists() and not list(zoo.folder.glob("*.part*"))
 
 
+def test_another_model_of_the_same_sizes_is_said_once_and_not_refused(zoo: Zoo, host: Host, cli: Cli) -> None:
+    """As LLaMA 2 is, for a delta of LLaMA's."""
+    out, theirs = zoo.folder / "out.gguf", config_of(zoo.delta())
+    (zoo.delta() / "config.json").write_text(json.dumps({**theirs, "_name_or_path": "/home/x/llama-7b"}))
+    other = copied(zoo.base(), "other")
+    (other / "config.json").write_text(json.dumps({
+        **config_of(other), "rms_norm_eps": 1e-5, "rope_theta": 5e5, "max_position_embeddings": 4096,
+        "_name_or_path": "meta-llama/Llama-2-7b-hf"}))
+    for line in (("merge", "--base", other, "--delta", zoo.delta(), "--target", out, "--force"),
+                 ("convert", zoo.delta(), out, "--base", other, "--force")):
+        done = cli(*line)
+        assert done.status == 0 and done.err.count("\n") == 1
+        assert f"{zoo.delta()} may be a delta for another model than {other}: rms_norm_eps = 1e-06, in the base " \
+            "1e-05; rope_theta = 10000.0, in the base 500000.0; max_position_embeddings = 128, in the base 4096; " \
+            "they name themselves '/home/x/llama-7b' and 'meta-llama/Llama-2-7b-hf'" in done.err
+    named = copied(zoo.base(), "named")
+    (named / "config.json").write_text(json.dumps({**config_of(named), "_name_or_path": "someone/llama"}))
+    for base in (named, as_meta(zoo, zoo.base()), save_as(zoo.base(), zoo.folder / "b.gguf", "f16", host).path):
+        assert not cli("convert", zoo.delta(), out, "--base", base, "--force").err
+
+
 def test_a_missing_tensor_of_either_is_named(zoo: Zoo, host: Host) -> None:
     """Also where the other checks find nothing: a bias is no part of a LLaMA."""
     config = {**config_of(zoo.delta()), "attention_bias": True}

@@ -12,6 +12,7 @@ from bestiary.cli import options, terminal
 from bestiary.errors import BestiaryError, printable
 
 if TYPE_CHECKING:
+    from bestiary.host import Host
     from bestiary.saving import Saved
 
 
@@ -31,6 +32,9 @@ def convert(
     add: options.Add = None,
     base: options.Base = None,
     lora: options.Lora = None,
+    check: Annotated[bool | None, typer.Option(
+        "--check/--no-check",
+        help="Run a merge and its base on a text; by default where the model is small.")] = None,
     output_format: Annotated[str | None, typer.Option(
         "--format", metavar="NAME", help="Output format; by default by OUT's name.")] = None,
     loader: options.Loader = None,
@@ -56,6 +60,8 @@ def convert(
     if base is not None and lora:  # the base is what is converted; a word beside it is the output
         check_lone_word(source, out or outfile)
         out, source, base = None if source is None else str(source), base, None
+    elif check is not None and base is None and not lora:
+        raise BestiaryError("--check and --no-check are for a merge, with --base or --lora")
     if source is None:
         raise BestiaryError(f"--base {base} wants SRC, a delta or an adapter, or --lora")
     for given, line in ((vocabulary_type, "no use for --vocabtype: what a tokenizer is stands in its file"),
@@ -70,6 +76,19 @@ def convert(
                         tokenizer=options.vocabulary_path(tokenizer), add=add, base=base, adapters=lora or (),
                         context=ctx, pure=pure, requantize=requantize, force=force, progress=progress)
     report(saved)
+    if base is not None or lora:
+        look(saved, source if base is None else base, check if add is None else False, architecture, host,
+             loader if base is None else None)
+
+
+def look(saved: Saved, base: Path, check: bool | None, architecture: str | None, host: Host,
+         loader: str | None) -> None:
+    """Says what a merge makes of a plain text, and its base."""
+    from bestiary.merging import heard, small
+
+    if small(saved) if check is None else check:
+        line = heard(saved, base, architecture, host, loader)
+        print(line or "not checked: there is no tokenizer")
 
 
 def check_lone_word(word: Path | None, output: str | None) -> None:
