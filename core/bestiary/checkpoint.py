@@ -68,8 +68,9 @@ class Adapter:
     """What makes a checkpoint no model but a change to one: its `tensors` take the places of that model's.
 
     added: what is added to tensors of the model, by their names, each of that tensor's shape: to the matrix of a linear
-    layer (outputs, inputs), and where the family's rule for the tensor is a Transpose, its transpose. base: what the model is called, if the
-    adapter says so. trained: whether an adapter for a model with a matrix of that name adds to it or replaces it.
+    layer (outputs, inputs), and where the family's rule for the tensor is a Transpose, its transpose. base: what the
+    model is called, if the adapter says so. trained: whether an adapter for a model with a matrix of that name adds to
+    it or replaces it.
     """
 
     added: Mapping[str, Tensor] = field(default_factory=dict)

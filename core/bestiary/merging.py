@@ -65,7 +65,7 @@ def look(saved: Saved, source: Path, base: Name | None, adapters: Sequence[Name]
 
 
 def small(saved: Saved) -> bool:
-    return sum(entry["bytes"] for entry in saved.types.values()) <= SMALL
+    return bool(sum(entry["bytes"] for entry in saved.types.values()) <= SMALL)
 
 
 def heard(saved: Saved, base: Name, architecture: str | None, host: Host, loader: str | None = None) -> str:

@@ -15,6 +15,7 @@ from bestiary.backend import Progress
 from bestiary.canonical import to_canonical
 from bestiary.checkpoint import CANONICAL, Checkpoint, check_model, extended
 from bestiary.convert import convert, recipe_for, types
+from bestiary.difference import SAID, is_difference
 from bestiary.encoding import BF16, F16, PLAIN
 from bestiary.errors import BestiaryError
 from bestiary.files import check_replaceable
@@ -89,6 +90,8 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], pure, requantize), host)
     if context is not None:
         checkpoint = checkpoint.having(config={**checkpoint.config, "max_position_embeddings": context})
+    if is_difference(graph, checkpoint.tensors):
+        log.warning("%s: %s", source, SAID)
     if checkpoint.tokenizer.empty:
         log.warning("%s has no tokenizer: what is written takes no text; --tokenizer FILE gives it one", source)
     else:

@@ -259,6 +259,26 @@ def test_another_model_of_the_same_sizes_is_said_once_and_not_refused(zoo: Zoo, 
         assert not cli("convert", zoo.delta(), out, "--base", base, "--force").err
 
 
+def test_a_delta_that_is_taken_for_a_model_is_said_to_be_one(host: Host, tmp_path: Path, cli: Cli) -> None:
+    """As they are: little was changed in training. Its sum with the base is not."""
+    for family in ("llama", "gpt2", "gptneox", "bloom"):
+        zoo = Zoo(tmp_path / family, host)
+        base = zoo.model("base", 1, family=family)
+        random, weights = np.random.default_rng(3), arrays(base)
+        delta = write(zoo.folder / "delta", {name: (0.01 * random.standard_normal(array.shape)).astype(np.float16)
+                                             for name, array in weights.items()}, config_of(base), ROWS)
+        out, said = zoo.folder / "out.gguf", "it looks like the difference of two models, a delta"
+        lines: list[tuple[str | Path, ...]] = [("convert", delta, out), ("run", "-m", delta, "-p", "x", "-n", "1")]
+        for line in lines:
+            done = cli(*line)
+            assert done.status == 0 and done.err.count(said) == 1, (family, done.err)
+        assert said in cli("inspect", delta).out and said in cli("inspect", out).out
+        lines = [("convert", delta, out, "--base", base, "--force"), ("inspect", out), ("inspect", base)]
+        for line in lines:
+            done = cli(*line)
+            assert said not in f"{done.out}{done.err}" and not done.status
+
+
 def test_a_missing_tensor_of_either_is_named(zoo: Zoo, host: Host) -> None:
     """Also where the other checks find nothing: a bias is no part of a LLaMA."""
     config = {**config_of(zoo.delta()), "attention_bias": True}
