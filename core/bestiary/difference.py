@@ -10,8 +10,8 @@ from bestiary.graph import Graph
 from bestiary.tensor import Tensor
 
 SMALL = 0.1
-"""Of a norm's weights the mean size, below which they are near zero. Of a model that was trained some norms have less
-(the first of LLaMA), but never all: the last ones have 0.5 or more."""
+"""Of a norm's weights the mean size, below which they are near zero. Of a model that was trained some norms may have
+less, the first ones most of all, but never the last."""
 MOST = 8
 SAID = ("the weights of its norms are all near zero: it looks like the difference of two models, a delta; `merge` and "
         "`convert` put it together with the model that --base names")

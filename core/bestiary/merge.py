@@ -95,6 +95,9 @@ def delta(base: Checkpoint, other: Checkpoint, base_family: Architecture, family
     Raises BestiaryError where one holds a tensor that the other lacks, or of another size."""
     if base_family.name != family.name:
         raise BestiaryError(f"{base.path} is a {base_family.name}, {other.path} a delta for a {family.name}")
+    if other.naming not in family.namings:
+        raise BestiaryError(f"{other.path} is a converted file; a delta is merged in the form in which it was "
+                            f"published ({', '.join(family.namings)})")
     there, graph = to_canonical(other, family)
     here, base_graph = to_canonical(base, family)
     for key in SIZES:

@@ -12,7 +12,7 @@ from bestiary.canonical import to_canonical
 from bestiary.checkpoint import Checkpoint
 from bestiary.convert import convert, recipe_for
 from bestiary.host import Host
-from bestiary.saving import Saved, main_type, merged_for, save_as
+from bestiary.saving import Saved, main_type, merged_for, one_or_more, save_as
 
 SMALL = 1 << 30
 """Bytes of weights up to which a merged model is run afterwards without being asked to."""
@@ -20,7 +20,7 @@ SMALL = 1 << 30
 Name = str | os.PathLike[str]
 
 
-def merge_as(base: Name, delta: Name | None, adapters: Sequence[Name], target: Name, host: Host, *,
+def merge_as(base: Name, delta: Name | None, adapters: Name | Sequence[Name], target: Name, host: Host, *,
              writer: str | None = None, type: str | None = None, tokenizer: Name | None = None,
              check: bool | None = None, loader: str | None = None, architecture: str | None = None,
              force: bool = False, progress: Progress | None = None) -> tuple[Saved, str]:
@@ -30,6 +30,7 @@ def merge_as(base: Name, delta: Name | None, adapters: Sequence[Name], target: N
     and compares, False looks at nothing, None runs it where that is cheap. loader: of the delta, or of the base. Raises
     BestiaryError where the parts do not belong together, and where what was written is not what they make.
     """
+    adapters = one_or_more(adapters)
     source = Path(base if delta is None else delta)
     below = None if delta is None else base
     if type is None:

@@ -55,7 +55,7 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     `force`), cannot be written, or is a source.
     """
     started = time.perf_counter()
-    source = Path(source)
+    source, adapters = Path(source), one_or_more(adapters)
     if target is not None:
         check_name(target)
     writer = choose_writer(host, target, format)
@@ -130,6 +130,10 @@ def merged_for(type: str | None, source: Checkpoint, base: str | os.PathLike[str
         for line in [] if quiet else doubts(source, below, above, family_of):
             log.warning("%s", line)
         return found, type
+
+
+def one_or_more(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Sequence[str | os.PathLike[str]]:
+    return [paths] if isinstance(paths, (str, os.PathLike)) else paths
 
 
 def plain_type(checkpoint: Checkpoint, auto: bool) -> str | None:

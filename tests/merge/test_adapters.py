@@ -23,6 +23,7 @@ from bestiary.inspection import inspect
 from bestiary.low_rank import ROWS as BLOCK
 from bestiary.low_rank import LowRank
 from bestiary.merge import check_vocabulary, merged
+from bestiary.merging import merge_as
 from bestiary.model import load, load_tokenizer
 from bestiary.saving import save_as
 from bestiary.tensor import ArrayTensor
@@ -296,6 +297,23 @@ def test_one_pass_is_two_steps_bit_for_bit(zoo: Zoo, host: Host, cli: Cli, kind:
     assert one.read_bytes() == two.read_bytes() == three.read_bytes()
 
 
+@pytest.mark.parametrize("word", ["", ",", "lora,", " ,lora"])
+def test_an_empty_path_is_no_adapter(zoo: Zoo, cli: Cli, word: str) -> None:
+    """And not the folder one is in."""
+    out, given = zoo.folder / "out.gguf", word.replace("lora", str(zoo.adapter("lora")))
+    for line in (("merge", "--target", out), ("convert", out)):
+        done = cli(*line, "--base", zoo.base(), "--lora", given)
+        assert done.status == 1 and done.err.count("\n") == 1 and "--lora names no adapter" in done.err
+        assert not out.exists()
+
+
+def test_one_adapter_may_be_named_without_a_list(zoo: Zoo, host: Host) -> None:
+    out, adapter = zoo.folder / "out.gguf", str(zoo.adapter("lora"))
+    merge_as(zoo.base(), None, adapter, out, host)
+    assert save_as(zoo.base(), zoo.folder / "two.gguf", "f16", host, adapters=adapter).path.read_bytes() == \
+        out.read_bytes()
+
+
 def test_an_adapter_may_be_what_is_converted(zoo: Zoo, host: Host, cli: Cli) -> None:
     adapter, one, two = zoo.adapter("lora"), zoo.folder / "one.gguf", zoo.folder / "two.gguf"
     assert cli("convert", adapter, one, "--base", zoo.base()).status == 0
@@ -341,6 +359,7 @@ def test_a_torch_file_is_read_too(zoo: Zoo, host: Host) -> None:
     ({"lora_alpha": "x"}, "lora_alpha = 'x' in the config"),
     ({"bias": "some"}, "bias = 'some' is not implemented"),
     ({"rank_pattern": {"(.+)+$": 4}}, "rank_pattern has the key"),
+    ({"alpha_pattern": {".*q_proj": 4}}, "in its place a key for each module that it means will do, 'q_proj' for"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save names 'lm_head', and no tensor is of it")])
 def test_what_is_not_implemented_is_refused_by_key(zoo: Zoo, cli: Cli, config: dict[str, Any], words: str) -> None:
     adapter, out = zoo.adapter("lora"), zoo.folder / "out.gguf"

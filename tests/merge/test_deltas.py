@@ -208,11 +208,14 @@ def test_every_family_merges_and_speaks(host: Host, tmp_path: Path) -> None:
     ("family", "is a qwen2, "),
     ("extended", "tokens were added to this base already"),
     ("quantized", "is q8_0; merging wants the model before it was quantized"),
+    ("converted", "is a converted file; a delta is merged in the form in which it was published (huggingface, meta)"),
     ("heads", "num_key_value_heads = 2, in the base 1"),
     ("nothing", "does not exist")])
 def test_a_base_that_does_not_fit_is_refused_in_words(zoo: Zoo, host: Host, cli: Cli, change: str, words: str) -> None:
-    base = zoo.base()
-    if change == "sizes":
+    base, delta = zoo.base(), zoo.delta()
+    if change == "converted":
+        delta = save_as(delta, zoo.folder / "d.gguf", "f16", host).path
+    elif change == "sizes":
         base = zoo.model("small", 1, hidden_size=48)
     elif change in ("missing", "more"):
         weights = arrays(base)
@@ -231,8 +234,8 @@ def test_a_base_that_does_not_fit_is_refused_in_words(zoo: Zoo, host: Host, cli:
     else:
         base = zoo.folder / "nowhere"
     out = zoo.folder / "out.gguf"
-    for line in (("merge", "--base", base, "--delta", zoo.delta(), "--target", out),
-                 ("convert", zoo.delta(), out, "--base", base, "--outtype", "q4_0")):
+    for line in (("merge", "--base", base, "--delta", delta, "--target", out),
+                 ("convert", delta, out, "--base", base, "--outtype", "q4_0")):
         done = cli(*line)
         assert done.status == 1 and done.err.count("\n") == 1 and words in done.err
         assert not out.exists() and not list(zoo.folder.glob("*.part*"))

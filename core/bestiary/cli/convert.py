@@ -54,7 +54,7 @@ def convert(
     host = options.host_of(context)
     if out is not None and out.isdigit() and outtype is None and out in host.quantizers:
         out, outtype = None, out  # an old script's number of a type
-    auto = outtype == "auto"
+    auto, adapters = outtype == "auto", options.adapters(lora)
     if source is None and base is None:
         raise BestiaryError("no checkpoint is named: SRC, or --base with --lora")
     if base is not None and lora:  # the base is what is converted; a word beside it is the output
@@ -73,7 +73,7 @@ def convert(
     with terminal.progress_bar("converting") as progress:
         saved = save_as(source, outfile if out is None else out, None if auto else outtype, host, auto=auto,
                         format=output_format, loader=loader, architecture=architecture,
-                        tokenizer=options.vocabulary_path(tokenizer), add=add, base=base, adapters=lora or (),
+                        tokenizer=options.vocabulary_path(tokenizer), add=add, base=base, adapters=adapters,
                         context=ctx, pure=pure, requantize=requantize, force=force, progress=progress)
     report(saved)
     if base is not None or lora:

@@ -193,7 +193,8 @@ def patterned(module: str, config: Mapping[str, Any], patterns: str, key: str, d
     for pattern, value in section(config, patterns).items():
         if not re.fullmatch(r"\^?[A-Za-z0-9_.]+", pattern):
             raise BestiaryError(f"{patterns} has the key {short(pattern)}; names of modules and ends of them are read, "
-                                "no other expressions")
+                                "no other expressions: in its place a key for each module that it means will do, "
+                                "'q_proj' for example")
         if module == pattern.lstrip("^") or pattern[0] != "^" and module.endswith(f".{pattern}"):
             return value
     return default if config.get(key) is None else config[key]
