@@ -35,7 +35,7 @@ class LowRank(Tensor):
             last = min(first + ROWS, self.rows)
             left = self._up.decode(first, last) if whole is None else whole[first:last]  # (last - first, rank)
             low, high = max(first, start), min(last, stop)
-            with np.errstate(over="ignore", invalid="ignore"):  # infinite is infinite; who adds it looks at that
+            with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity stay what they are
                 product = np.ascontiguousarray(left, np.float64) @ right * self._factor
                 out[low - start:high - start] = product[low - first:high - first]
         return out.view(np.uint8).reshape(stop - start, self.row_bytes)

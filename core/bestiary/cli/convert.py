@@ -51,10 +51,10 @@ def convert(
     """Turn a checkpoint into one file that holds everything, or back into a folder as others publish them."""
     from bestiary.saving import save_as
 
-    host = options.host_of(context)
+    host, lora = options.host_of(context), options.adapters(lora)
     if out is not None and out.isdigit() and outtype is None and out in host.quantizers:
         out, outtype = None, out  # an old script's number of a type
-    auto, adapters = outtype == "auto", options.adapters(lora)
+    auto = outtype == "auto"
     if source is None and base is None:
         raise BestiaryError("no checkpoint is named: SRC, or --base with --lora")
     if base is not None and lora:  # the base is what is converted; a word beside it is the output
@@ -73,7 +73,7 @@ def convert(
     with terminal.progress_bar("converting") as progress:
         saved = save_as(source, outfile if out is None else out, None if auto else outtype, host, auto=auto,
                         format=output_format, loader=loader, architecture=architecture,
-                        tokenizer=options.vocabulary_path(tokenizer), add=add, base=base, adapters=adapters,
+                        tokenizer=options.vocabulary_path(tokenizer), add=add, base=base, adapters=lora or (),
                         context=ctx, pure=pure, requantize=requantize, force=force, progress=progress)
     report(saved)
     if base is not None or lora:

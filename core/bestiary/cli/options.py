@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -122,14 +121,14 @@ def source_path(host: Host, path: Path) -> Path:
     return path
 
 
-def adapters(given: list[str] | None) -> list[Path]:
+def adapters(given: list[str] | None) -> list[str]:
     """Each is one path, or several with commas, as an older program takes them. Raises BestiaryError for an empty
     one."""
     found = [path for text in given or () for path in
-             ([text] if os.path.lexists(text) or "," not in text else map(str.strip, text.split(",")))]
+             ([text] if "," not in text or Path(text).exists() else map(str.strip, text.split(",")))]
     if "" in found:
         raise BestiaryError("--lora names no adapter: a path is empty")
-    return [Path(path) for path in found]
+    return found
 
 
 def vocabulary_path(path: Path | None) -> Path | None:
