@@ -21,6 +21,7 @@ from bestiary.chat import end_ids, rendered, template_of
 from bestiary.checkpoint import Checkpoint, TokenizerMaterial, check_model, extended
 from bestiary.contributions import shown
 from bestiary.convert import convert, recipe_for
+from bestiary.difference import SAID, is_difference
 from bestiary.encoding import F32
 from bestiary.engine import Engine, Generation, Request
 from bestiary.errors import BestiaryError, short
@@ -306,6 +307,8 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     with host.calling(family, f"read {path}"):
         checkpoint, graph = to_canonical(checkpoint, family, context)
         check_functions(graph, host.whose(family))
+    if is_difference(graph, checkpoint.tensors):
+        log.warning("%s: %s", path, SAID)
     if type is not None:
         checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], requantize=True), host)
     made_for = int(checkpoint.config["max_position_embeddings"])

@@ -16,13 +16,14 @@ from bestiary.canonical import to_canonical
 from bestiary.checkpoint import CANONICAL, Checkpoint, check_model, extended
 from bestiary.config import whole
 from bestiary.convert import convert, recipe_for, types
+from bestiary.difference import SAID, is_difference
 from bestiary.encoding import BF16, F16, PLAIN
 from bestiary.errors import BestiaryError, short
 from bestiary.files import check_replaceable
 from bestiary.folders import check_folder
 from bestiary.host import Host
 from bestiary.loader import Writer
-from bestiary.merge import check_vocabulary, merged
+from bestiary.merge import check_vocabulary, doubts, merged
 from bestiary.model import make_tokenizer
 from bestiary.recode import Rounding
 from bestiary.renewal import renewed
@@ -61,7 +62,7 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     or is a source, and for a key or value of `config` that changes nothing.
     """
     started = time.perf_counter()
-    source = Path(source)
+    source, adapters = Path(source), one_or_more(adapters)
     if target is not None:
         check_name(target)
     writer = choose_writer(host, target, format)
@@ -104,6 +105,8 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], pure, requantize), host, rounding)
     if context is not None:
         checkpoint = checkpoint.having(config={**checkpoint.config, "max_position_embeddings": context})
+    if is_difference(graph, checkpoint.tensors):
+        log.warning("%s: %s", source, SAID)
     if checkpoint.tokenizer.empty:
         log.warning("%s has no tokenizer: what is written takes no text; --tokenizer FILE gives it one", source)
     else:
@@ -154,9 +157,10 @@ def say_assumed(checkpoint: Checkpoint, chosen: Collection[str]) -> None:
 
 def merged_for(type: str | None, source: Checkpoint, base: str | os.PathLike[str] | None,
                adapters: Sequence[str | os.PathLike[str]], architecture: str | None, auto: bool, host: Host,
-               ) -> tuple[Checkpoint, str | None]:
+               quiet: bool = False) -> tuple[Checkpoint, str | None]:
     """The merged checkpoint, and the type that it is written in: by default that of a first conversion. Where that is
-    plain, sums are rounded to it and to nothing else before."""
+    plain, sums are rounded to it and to nothing else before. What speaks against the parts is said in a line each,
+    unless `quiet`."""
     below = None if base is None else host.open(Path(base))
     above = [host.open(Path(path)) for path in adapters]
     model = below if source.adapter is not None and below is not None else source
@@ -168,7 +172,14 @@ def merged_for(type: str | None, source: Checkpoint, base: str | os.PathLike[str
     if type is None and model.naming != CANONICAL:
         type = plain_type(model, auto)
     with host.calling(family_of(model), f"read {model.path}"):
-        return merged(source, below, above, family_of, PLAIN.get(type or "")), type
+        found = merged(source, below, above, family_of, PLAIN.get(type or ""))
+        for line in [] if quiet else doubts(source, below, above, family_of):
+            log.warning("%s", line)
+        return found, type
+
+
+def one_or_more(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Sequence[str | os.PathLike[str]]:
+    return [paths] if isinstance(paths, (str, os.PathLike)) else paths
 
 
 def plain_type(checkpoint: Checkpoint, auto: bool) -> str | None:

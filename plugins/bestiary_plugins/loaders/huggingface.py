@@ -130,7 +130,8 @@ def folder_tensors(folder: Path) -> dict[str, Tensor]:
         raise BestiaryError(f"{folder} has its weights in {found[0]}, which is not read; "
                             f"known: {', '.join(kind.single for kind in WEIGHTS)}, whole or in shards")
     names = [name for kind in WEIGHTS for name in (kind.single, kind.shards)]
-    raise BestiaryError(f"no weights in {folder}: neither {' nor '.join(names)}")
+    raise BestiaryError(f"no weights in {folder}: neither {' nor '.join(names)}; `inspect --plan` says from its config "
+                        "what they will take")
 
 
 def file_tensors(path: Path) -> dict[str, Tensor]:
