@@ -66,6 +66,8 @@ def convert(
     if infile is not None:
         if source is not None:
             raise BestiaryError(f"two checkpoints: {source} and --input {infile}")
+        if base is not None and lora:
+            raise BestiaryError(f"two checkpoints: --base {base} and --input {infile}")
         source = infile
     if source is None and base is None:
         raise BestiaryError("no checkpoint is named: SRC, or --base with --lora")
