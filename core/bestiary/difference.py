@@ -26,7 +26,7 @@ def is_difference(graph: Graph, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def around_zero(tensor: Tensor) -> bool:
-    weights = tensor.array().astype(np.float64)
-    with np.errstate(invalid="ignore"):  # infinity and NaN are neither
+    with np.errstate(invalid="ignore", over="ignore"):  # infinity and NaN are neither
+        weights = tensor.array().astype(np.float64)
         size = float(np.abs(weights).mean())
         return size < SMALL or bool(abs(weights.mean()) < MIXED * size)

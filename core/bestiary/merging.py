@@ -12,6 +12,7 @@ from bestiary.canonical import to_canonical
 from bestiary.checkpoint import Checkpoint
 from bestiary.convert import convert, recipe_for
 from bestiary.host import Host
+from bestiary.overrides import in_place_of
 from bestiary.saving import Saved, main_type, merged_for, one_or_more, save_as
 
 SMALL = 1 << 30
@@ -55,7 +56,7 @@ def look(saved: Saved, source: Path, base: Name | None, adapters: Sequence[Name]
 
     wanted, _ = merged_for(type, host.open(source, loader), base, adapters, architecture, False, host, quiet=True)
     if tokenizer is not None:
-        wanted = wanted.having(tokenizer=host.open(Path(tokenizer)).tokenizer)
+        wanted = wanted.having(tokenizer=in_place_of(wanted.tokenizer, host.open(Path(tokenizer)).tokenizer))
     family = family_of(wanted)
     plain, graph = to_canonical(wanted, family)
     expected = convert(plain, graph, recipe_for(host.quantizers[type]), host)

@@ -29,6 +29,7 @@ from bestiary.guard import calling, printing_to_stderr, whose
 from bestiary.guarded_tokenizer import GuardedTokenizer
 from bestiary.host import Host
 from bestiary.named_function import check_functions
+from bestiary.overrides import in_place_of, overridden
 from bestiary.past import compiled
 from bestiary.rank_list import with_vocabulary
 from bestiary.sampling import Sampling
@@ -298,7 +299,7 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     if add is not None:
         checkpoint = extended(checkpoint, host.open(Path(add)))
     if config:
-        checkpoint = checkpoint.having(config={**checkpoint.config, **config})
+        checkpoint = overridden(checkpoint, config)
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
     for name, count in (("context", context), ("threads", threads), ("threads_prefill", threads_prefill),
                         ("batch", batch), ("sequences", sequences)):
@@ -319,7 +320,9 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     batch = context * sequences if graph.prefix_mask else min(batch, context * sequences)  # a prefix takes one forward
     limits = Limits(context, sequences, batch, threads, threads_prefill,
                     cache_type_k or cache, cache_type_v or cache)
-    material = checkpoint.tokenizer if tokenizer is None else host.open(Path(tokenizer)).tokenizer
+    material = checkpoint.tokenizer
+    if tokenizer is not None:
+        material = in_place_of(material, host.open(Path(tokenizer)).tokenizer)
     speaks = make_tokenizer(material, family, checkpoint.config, host)  # what is wrong with it is said at once
     runs_on = choose_backend(host, backend)
     with host.calling(runs_on, f"prepare {path}"):

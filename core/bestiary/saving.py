@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from bestiary.architecture import COMMON_KEYS, Architecture
 from bestiary.backend import Progress
 from bestiary.canonical import to_canonical
 from bestiary.checkpoint import CANONICAL, Checkpoint, check_model, extended
-from bestiary.config import whole
 from bestiary.convert import convert, recipe_for, types
 from bestiary.difference import SAID, is_difference
 from bestiary.encoding import BF16, F16, PLAIN
@@ -25,12 +24,11 @@ from bestiary.host import Host
 from bestiary.loader import Writer
 from bestiary.merge import check_vocabulary, doubts, merged
 from bestiary.model import make_tokenizer
+from bestiary.overrides import IDS, in_place_of, overridden, spelled
 from bestiary.recode import Rounding
 from bestiary.renewal import renewed
 
 log = logging.getLogger("bestiary")
-IDS = {"bos_token_id": "bos", "eos_token_id": "eos"}
-"""Keys of a config that are the tokenizer's."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +79,24 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     if add is not None:
         checkpoint = extended(checkpoint, host.open(Path(add)))
     if tokenizer is not None:
-        checkpoint = checkpoint.having(tokenizer=host.open(Path(tokenizer)).tokenizer)
-        if checkpoint.tokenizer.empty:
+        other = host.open(Path(tokenizer)).tokenizer
+        if other.empty:
             raise BestiaryError(f"{tokenizer} has no tokenizer")
+        checkpoint = checkpoint.having(tokenizer=in_place_of(checkpoint.tokenizer, other))
     said = checkpoint.config
+    config = spelled(config or {}, said)
     if config:
         checkpoint = overridden(checkpoint, config)
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
     converted = merging or checkpoint.naming == CANONICAL
     with host.calling(family, f"read {source}"):
         checkpoint, graph = to_canonical(checkpoint, family)
-        check_taken(config or {}, said, checkpoint.config, family)
-    say_assumed(checkpoint, {*(config or ()), *(() if context is None else ("max_position_embeddings",))})
+        check_taken(config, said, checkpoint.config, family)
+    say_assumed(checkpoint, {*config, *(() if context is None else ("max_position_embeddings",))})
     rounding = Rounding()
     if type is None and not converted:
         type = plain_type(checkpoint, auto)
-    if type is None:
-        checkpoint = renewed(checkpoint, writer, host, rounding)
+    checkpoint = renewed(checkpoint, writer, host, rounding, type)
     if target is None:
         target = default_target(source, writer, type or main_type(checkpoint))
         check_target(target, source, writer, force)
@@ -124,14 +123,6 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     if rounding.numbers:
         log.warning("%s", rounding)
     return Saved(target, size_on_disk(target), types(checkpoint), time.perf_counter() - started)
-
-
-def overridden(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint with values of its config replaced; of the ids that begin and end a text, its tokenizer's too."""
-    ids = {role: config[key] for key, role in IDS.items() if key in config}
-    for key in IDS.keys() & config.keys():
-        whole(config, key, low=0)
-    return checkpoint.having(config={**checkpoint.config, **config}, tokenizer=replace(checkpoint.tokenizer, **ids))
 
 
 def check_taken(wanted: Mapping[str, Any], given: Mapping[str, Any], normal: Mapping[str, Any],

@@ -116,6 +116,15 @@ Q6_K = Encoding("q6_k", 256, (210,), Layout(
 
 K_QUANTS = (Q2_K, Q3_K, Q4_K, Q5_K, Q6_K)
 
-ENCODINGS = {encoding.name: encoding for encoding in (F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, *K_QUANTS,
-                                                      *OF_SPRING_2023)}
+# Codes that are places in a list of numbers.
+
+_IQ4 = (-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0)
+
+IQ4_NL = Encoding("iq4_nl", 32, (18,), Layout(
+    codes=(_nibble_halves(16, 18),), group=32, scale=_beside("f16", 0, 18), codebook=_IQ4))
+
+CODEBOOKS = (IQ4_NL,)
+
+ENCODINGS = {encoding.name: encoding for encoding in (
+    F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, *K_QUANTS, *CODEBOOKS, *OF_SPRING_2023)}
 """Every encoding that the built-in plugins know, by name."""

@@ -14,7 +14,7 @@ from bestiary.files import DataFile, FileTensor
 from bestiary.loader import Loader
 from bestiary.strict_json import parse_object
 from bestiary.tensor import Tensor
-from bestiary_plugins.encodings import K_QUANTS
+from bestiary_plugins.encodings import CODEBOOKS, K_QUANTS
 from bestiary_plugins.loaders.gguf_config import from_keys
 from bestiary_plugins.loaders.gguf_header import Header, read_header
 from bestiary_plugins.loaders.gguf_layout import join_planes
@@ -35,7 +35,7 @@ MOST_PARTS = 10_000
 class Gguf(Loader):
     """A .gguf file, or the first of several that a model was split into."""
 
-    name, encodings = "gguf", K_QUANTS
+    name, encodings = "gguf", (*K_QUANTS, *CODEBOOKS)
 
     def recognise(self, path: Path) -> int:
         try:
