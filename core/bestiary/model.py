@@ -29,7 +29,7 @@ from bestiary.guard import calling, printing_to_stderr, whose
 from bestiary.guarded_tokenizer import GuardedTokenizer
 from bestiary.host import Host
 from bestiary.named_function import check_functions
-from bestiary.overrides import in_place_of, overridden
+from bestiary.overrides import check_taken, in_place_of, overridden, spelled, unused
 from bestiary.past import compiled
 from bestiary.rank_list import with_vocabulary
 from bestiary.sampling import Sampling
@@ -298,6 +298,7 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     check_model(checkpoint)
     if add is not None:
         checkpoint = extended(checkpoint, host.open(Path(add)))
+    said, config = checkpoint.config, spelled(config or {}, checkpoint.config)
     if config:
         checkpoint = overridden(checkpoint, config)
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
@@ -307,7 +308,10 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
             raise BestiaryError(f"{name} = {count!r}; it must be an integer from 1 to {LARGEST}")
     with host.calling(family, f"read {path}"):
         checkpoint, graph = to_canonical(checkpoint, family, context)
+        check_taken(config, said, checkpoint.config, family)
         check_functions(graph, host.whose(family))
+    if line := unused(config, graph):
+        log.warning("%s", line)
     if is_difference(graph, checkpoint.tensors):
         log.warning("%s: %s", path, SAID)
     if type is not None:

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from bestiary.architecture import COMMON_KEYS, Architecture
 from bestiary.checkpoint import Checkpoint, TokenizerMaterial
 from bestiary.config import whole
+from bestiary.errors import BestiaryError, short
+from bestiary.graph import Graph
 
 IDS = {"bos_token_id": "bos", "eos_token_id": "eos"}
 """Keys of a config that stand with the tokenizer too."""
@@ -31,6 +34,25 @@ def spelled(config: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, A
     if EPS not in config or EPS in own or len(names) != 1:
         return config
     return {names[0] if key == EPS else key: value for key, value in config.items()}
+
+
+def check_taken(wanted: Mapping[str, Any], given: Mapping[str, Any], normal: Mapping[str, Any],
+                family: Architecture) -> None:
+    """Raises BestiaryError where a value in place of the checkpoint's own changes nothing: a key that neither the
+    checkpoint nor its family knows, or what follows from something else."""
+    known = {*given, *IDS, *(key.config for key in (*COMMON_KEYS, *family.keys))}
+    for key, value in wanted.items():
+        if key not in known:
+            raise BestiaryError(f"{short(key)} is no key of this config; known: {', '.join(sorted(known))}")
+        if key in normal and not isinstance(value, Mapping) and normal[key] != value:
+            raise BestiaryError(f"{key} = {short(value)} is not taken: {short(normal[key])} follows from the rest")
+
+
+def unused(config: Mapping[str, Any], graph: Graph) -> str | None:
+    """In words, a value that no operation of the graph takes."""
+    if "rope_theta" in config and all(node.op != "rope" for node in graph.nodes):
+        return f"rope_theta = {config['rope_theta']} changes nothing: this model's positions are not rotated"
+    return None
 
 
 def in_place_of(own: TokenizerMaterial, other: TokenizerMaterial) -> TokenizerMaterial:

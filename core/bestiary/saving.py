@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bestiary.architecture import COMMON_KEYS, Architecture
+from bestiary.architecture import Architecture
 from bestiary.backend import Progress
 from bestiary.canonical import to_canonical
 from bestiary.checkpoint import CANONICAL, Checkpoint, check_model, extended
@@ -24,7 +24,7 @@ from bestiary.host import Host
 from bestiary.loader import Writer
 from bestiary.merge import check_vocabulary, doubts, merged
 from bestiary.model import make_tokenizer
-from bestiary.overrides import IDS, in_place_of, overridden, spelled
+from bestiary.overrides import check_taken, in_place_of, overridden, spelled, unused
 from bestiary.recode import Rounding
 from bestiary.renewal import renewed
 
@@ -104,6 +104,8 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], pure, requantize), host, rounding)
     if context is not None:
         checkpoint = checkpoint.having(config={**checkpoint.config, "max_position_embeddings": context})
+    if line := unused(config, graph):
+        log.warning("%s", line)
     if is_difference(graph, checkpoint.tensors):
         log.warning("%s: %s", source, SAID)
     if checkpoint.tokenizer.empty:
@@ -123,18 +125,6 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     if rounding.numbers:
         log.warning("%s", rounding)
     return Saved(target, size_on_disk(target), types(checkpoint), time.perf_counter() - started)
-
-
-def check_taken(wanted: Mapping[str, Any], given: Mapping[str, Any], normal: Mapping[str, Any],
-                family: Architecture) -> None:
-    """Raises BestiaryError where a value in place of the checkpoint's own changes nothing: a key that neither the
-    checkpoint nor its family knows, or what follows from something else."""
-    known = {*given, *IDS, *(key.config for key in (*COMMON_KEYS, *family.keys))}
-    for key, value in wanted.items():
-        if key not in known:
-            raise BestiaryError(f"{short(key)} is no key of this config; known: {', '.join(sorted(known))}")
-        if key in normal and not isinstance(value, Mapping) and normal[key] != value:
-            raise BestiaryError(f"{key} = {short(value)} is not taken: {short(normal[key])} follows from the rest")
 
 
 def say_assumed(checkpoint: Checkpoint, chosen: Collection[str]) -> None:
