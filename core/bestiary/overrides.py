@@ -20,8 +20,8 @@ SOME_EPS = re.compile(r"[a-z_]*eps(ilon)?")
 
 
 def overridden(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint with values of its config replaced; of the ids that begin and end a text, its tokenizer's too."""
-    config = spelled(config, checkpoint.config)
+    """The checkpoint with values of its config replaced, as `spelled` gives them; of the ids that begin and end a text,
+    its tokenizer's too."""
     for key in IDS.keys() & config.keys():
         whole(config, key, low=0)
     ids = {role: config[key] for key, role in IDS.items() if key in config}
