@@ -55,7 +55,8 @@ class Drawn:
         count, columns = rows.shape
         tensor = blocks(self.encoding, count, columns, seed=rows.size)
         layout = self.encoding.layout
-        assert layout is not None
+        if layout is None:
+            raise TypeError(f"{self.name} has no layout")
         factor = float(rows.std() / tensor.decode().std())
         data = tensor.read(0, tensor.rows).copy()
         for of in (layout.scale, layout.minimum):

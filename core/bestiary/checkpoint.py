@@ -67,12 +67,15 @@ class TokenizerMaterial:
 class Adapter:
     """What makes a checkpoint no model but a change to one: its `tensors` take the places of that model's.
 
-    added: what is added to tensors of the model, each of that tensor's shape. base: what the model is called, if the
-    adapter says so.
+    added: what is added to tensors of the model, by their names, each of that tensor's shape: to the matrix of a linear
+    layer (outputs, inputs), and where the family's rule for the tensor is a Transpose, its transpose. base: what the
+    model is called, if the adapter says so. trained: whether an adapter for a model with a matrix of that name adds to
+    it or replaces it.
     """
 
     added: Mapping[str, Tensor] = field(default_factory=dict)
     base: str = ""
+    trained: Callable[[str], bool] | None = None
 
 
 @dataclass(frozen=True)

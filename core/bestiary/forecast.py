@@ -10,7 +10,7 @@ from typing import Any
 from bestiary.architecture import Architecture
 from bestiary.backend import Backend, Limits, Needs
 from bestiary.canonical import check_causal, matches, to_canonical
-from bestiary.checkpoint import CANONICAL, Checkpoint, TokenizerMaterial
+from bestiary.checkpoint import CANONICAL, Checkpoint, TokenizerMaterial, check_model
 from bestiary.config import LARGEST
 from bestiary.contributions import shown
 from bestiary.convert import choices, recipe_for, types
@@ -51,6 +51,7 @@ def forecast(path: str | os.PathLike[str], host: Host, context: int | None = Non
     path = Path(path)
     found = host.recognise(path, loader)
     checkpoint, outlined = look(found, path, host)
+    check_model(checkpoint)
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
     with host.calling(family, f"read {path}"):
         checkpoint, graph = (expected if outlined else to_canonical)(checkpoint, family, context)

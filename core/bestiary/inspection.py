@@ -14,6 +14,7 @@ from bestiary.architecture import Architecture
 from bestiary.canonical import to_canonical
 from bestiary.checkpoint import Adapter, Checkpoint
 from bestiary.convert import types
+from bestiary.difference import SAID, is_difference
 from bestiary.errors import BestiaryError, short
 from bestiary.host import Host
 from bestiary.loader import Loader
@@ -41,7 +42,9 @@ def inspect(path: str | os.PathLike[str], host: Host, loader: str | None = None,
         try:
             family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
             with host.calling(family, f"read {path}"):
-                canonical = to_canonical(checkpoint, family)[0]
+                canonical, graph = to_canonical(checkpoint, family)
+                if is_difference(graph, canonical.tensors):
+                    problems.append(SAID)
             config = dict(canonical.config)
         except BestiaryError as error:
             problems.append(str(error))

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bestiary.architecture import Architecture
-from bestiary.canonical import from_canonical, ignorable, listed, to_canonical
+from bestiary.canonical import from_canonical, ignorable, listed, matches, spelled, to_canonical
 from bestiary.checkpoint import Adapter, Checkpoint, TokenizerMaterial, check_model
 from bestiary.encoding import F16, F32, PLAIN, Encoding
 from bestiary.errors import BestiaryError, short
+from bestiary.graph import Graph
 from bestiary.tensor import Tensor, encode_plain
-
-log = logging.getLogger("bestiary")
+from bestiary.tied import OUTPUT, embedding_of, equal, is_tied
+from bestiary.transform import Transpose
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
          "intermediate_size")
 """What the configs of a delta and of its base say alike."""
+CONTEXT = "max_position_embeddings"
+NUMBERS = ("rms_norm_eps", "layer_norm_eps", "rope_theta", CONTEXT)
+"""What they usually say alike: where they do not, the base is perhaps another model of the same sizes."""
 LARGEST_F16 = 65520.0
 """From here on f16 rounds to infinity."""
+
+TIED = "tie_word_embeddings"
 
 FamilyOf = Callable[[Checkpoint], Architecture]
 
@@ -32,20 +39,32 @@ class Sum(Tensor):
     """The sum of tensors of one width, added in float32 in their order and rounded once to a plain encoding. Those
     after the first may have fewer rows: the sum's other rows are the first's alone."""
 
-    def __init__(self, name: str, parts: Sequence[Tensor], encoding: Encoding) -> None:
+    def __init__(self, name: str, parts: Sequence[Tensor], encoding: Encoding, givers: Sequence[Path] = ()) -> None:
+        """givers: whose each of the parts is, for errors."""
         self.shape, self.encoding, self._parts, self._name = parts[0].shape, encoding, tuple(parts), name
+        self._givers = tuple(givers)
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         values = self._parts[0].decode(start, stop)
         for part in self._parts[1:]:
             held = max(min(stop, part.rows) - start, 0)
-            with np.errstate(over="ignore", invalid="ignore"):  # said below; NaN stays what it is
+            with np.errstate(over="ignore", invalid="ignore"):  # said below
                 added = values[:held] + part.decode(start, start + held)
             values = added if held == len(values) else np.concatenate([added, values[held:]])
+        if not np.isfinite(values).all():
+            self.refuse(start, stop)
         if self.encoding == F16 and values.size and (largest := float(np.abs(values).max())) >= LARGEST_F16:
             raise BestiaryError(f"tensor {self._name}: a weight of the sum is {largest:g}, more than f16 holds "
                                 "(65504); bf16 and f32 hold it")
         return encode_plain(values, self.encoding)
+
+    def refuse(self, start: int, stop: int) -> NoReturn:
+        for i, part in enumerate(self._parts):
+            if not np.isfinite(part.decode(min(start, part.rows), min(stop, part.rows))).all():
+                whose = f"{self._givers[i]}: " if i < len(self._givers) else ""
+                raise BestiaryError(f"{whose}what it holds for tensor {self._name} is not finite (NaN or infinite): "
+                                    "the weights are damaged")
+        raise BestiaryError(f"tensor {self._name}: a weight of the sum is more than f32 holds")
 
 
 def merged(source: Checkpoint, base: Checkpoint | None, adapters: Sequence[Checkpoint], family_of: FamilyOf,
@@ -76,6 +95,9 @@ def delta(base: Checkpoint, other: Checkpoint, base_family: Architecture, family
     Raises BestiaryError where one holds a tensor that the other lacks, or of another size."""
     if base_family.name != family.name:
         raise BestiaryError(f"{base.path} is a {base_family.name}, {other.path} a delta for a {family.name}")
+    if other.naming not in family.namings:
+        raise BestiaryError(f"{other.path} is a converted file; a delta is merged in the form in which it was "
+                            f"published ({', '.join(family.namings)})")
     there, graph = to_canonical(other, family)
     here, base_graph = to_canonical(base, family)
     for key in SIZES:
@@ -102,7 +124,8 @@ def delta(base: Checkpoint, other: Checkpoint, base_family: Architecture, family
             raise BestiaryError(f"tensor {name} is of {list(mine.shape)} in {base.path}, and of {list(tensor.shape)} "
                                 f"in the delta {other.path}{extended}")
         plain(name, mine, base)
-        tensors[name] = Sum(name, (tensor, mine), rounded_to(name, tensor, encoding, other))
+        tensors[name] = Sum(name, (tensor, mine), rounded_to(name, tensor, encoding, other),
+                            (other.path, base.path))
     tokenizer = base.tokenizer if other.tokenizer.empty else other.tokenizer
     return other.having(tensors=tensors, tokenizer=tokenizer,
                         source=(delta, (base, other, base_family, family, encoding)))
@@ -112,18 +135,23 @@ def adapted(base: Checkpoint, adapters: Sequence[Checkpoint], family: Architectu
             encoding: Encoding | None = None) -> Checkpoint:
     """The base with the adapters, in their order: a tensor of an adapter's takes the place of the base's and of what
     was added to it, what it adds is added; all of that in float32, rounded once. The last tokenizer among them is the
-    model's. Raises BestiaryError where an adapter does not fit."""
+    model's. A model whose embedding is its output matrix has two of its own where an adapter changed one. Raises
+    BestiaryError where an adapter does not fit."""
     here, graph = to_canonical(base, family)
     naming, vocabulary, tokenizer = adapters[0].naming, graph.vocabulary, base.tokenizer
-    spelled = renamed(base, here, family, naming)
-    held = spelled.tensors
+    named_so = renamed(base, here, family, naming)
+    held = dict(named_so.tensors)
+    twins = tied_names(here, graph, family, naming, held)
+    if twins is not None:
+        held.setdefault(twins[1], held[twins[0]])
+    turned = on_their_side(held, family, named_so)
     parts = {name: [tensor] for name, tensor in held.items()}
+    givers = {name: [base.path] for name in held}
     for checkpoint in adapters:
         adapter, grown = checkpoint.adapter or Adapter(), vocabulary
         if checkpoint.naming != naming:
             raise BestiaryError(f"{checkpoint.path} has the tensor names of {checkpoint.naming!r} checkpoints, "
                                 f"{adapters[0].path} those of {naming!r}")
-        say_other_base(checkpoint, adapter.base, base)
         for given, tensor in checkpoint.tensors.items():
             name = name_in(held, given) or given
             before = parts.get(name, [tensor])[0]
@@ -134,25 +162,92 @@ def adapted(base: Checkpoint, adapters: Sequence[Checkpoint], family: Architectu
                     "which they were made" if shrinks else named(adapter.base)))
             if len(tensor.shape) == 2 and before.rows == vocabulary:
                 grown = max(grown, tensor.rows)
-            parts[name] = [tensor]
+            parts[name], givers[name] = [tensor], [checkpoint.path]
         vocabulary = grown
         for given, tensor in adapter.added.items():
             found = name_in(held, given)
             if found is None:
                 raise BestiaryError(f"{checkpoint.path} adds to tensor {given}, and {base.path} has none of that name; "
                                     f"it was made for another model{named(adapter.base)}")
+            if found in turned:
+                (tensor,) = Transpose().apply([tensor])
             if parts[found][0].shape != tensor.shape:
                 raise BestiaryError(unfit(checkpoint, given, tensor, parts[found][0], base) + named(adapter.base))
             parts[found].append(tensor)
+            givers[found].append(checkpoint.path)
+        check_complete(checkpoint.path, adapter, {name: whose[-1] for name, whose in givers.items()}, held)
         if not checkpoint.tokenizer.empty:
             tokenizer = completed(checkpoint.tokenizer, base.tokenizer)
     tensors = {name: held[name] if summed == [held.get(name)] else
-               Sum(name, summed, rounded_to(name, held.get(name, summed[0]), encoding, base))
+               Sum(name, summed, rounded_to(name, held.get(name, summed[0]), encoding, base), givers[name])
                for name, summed in parts.items()}
-    sizes = {key: vocabulary for key, value in spelled.config.items()
-             if key.endswith("vocab_size") and value == graph.vocabulary}
-    return base.having(tensors=tensors, naming=naming, config={**spelled.config, **sizes}, tokenizer=tokenizer,
+    changed = {key: vocabulary for key, value in named_so.config.items()
+               if key.endswith("vocab_size") and value == graph.vocabulary}
+    if twins is not None:
+        if stay_tied(twins, held, tensors, here, family, adapters):
+            if twins[1] not in named_so.tensors:
+                del tensors[twins[1]]
+        else:
+            changed[TIED] = False
+    return base.having(tensors=tensors, naming=naming, config={**named_so.config, **changed}, tokenizer=tokenizer,
                        source=(adapted, (base, tuple(adapters), family, encoding)))
+
+
+def check_complete(path: Path, adapter: Adapter, last: Mapping[str, Path], held: Mapping[str, Tensor]) -> None:
+    """Raises BestiaryError where the adapter was trained on a matrix of the model and gives nothing for it. last: who
+    gave something for a tensor last."""
+    absent = [name for name, tensor in held.items() if adapter.trained is not None and len(tensor.shape) == 2
+              and last[name] != path and adapter.trained(name)]
+    if absent:
+        raise BestiaryError(f"{path} says that it was trained on {listed(absent)}, and holds nothing for "
+                            f"{'them' if len(absent) > 1 else 'it'}: the file is incomplete")
+
+
+def on_their_side(names: Iterable[str], family: Architecture, checkpoint: Checkpoint) -> set[str]:
+    """The matrices whose columns are the canonical rows: which they are follows from the family's names for them, for
+    a square one shows nothing."""
+    rules = [rule for rule in family.namings.get(checkpoint.naming, ()) if rule.transform is not None
+             and isinstance(rule.transform(checkpoint.config), Transpose)]
+    return {name for rule in rules for sources, _ in matches(rule, names) for name in sources}
+
+
+def tied_names(canonical: Checkpoint, graph: Graph, family: Architecture, naming: str,
+               held: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """What the embedding of a model whose output matrix it is too is called, and what an output matrix of its own
+    would be. None where it has one."""
+    embedding = embedding_of(graph)
+    if embedding is None or not is_tied(graph):
+        return None
+    rules, matrix = family.spelling(naming, canonical.config), canonical.tensors[embedding]
+    found = [next(iter(spelled(rules, canonical.config, {name: matrix})[0]), "") for name in (embedding, OUTPUT)]
+    first = name_in(held, found[0])
+    return None if first is None or not found[1] else (first, name_in(held, found[1]) or found[1])
+
+
+def stay_tied(names: tuple[str, str], held: Mapping[str, Tensor], tensors: Mapping[str, Tensor],
+              canonical: Checkpoint, family: Architecture, adapters: Sequence[Checkpoint]) -> bool:
+    """Whether the embedding is still the output matrix. An adapter trains the two apart: what it gives for one changes
+    that alone. Raises BestiaryError where a model with two matrices cannot be made of them."""
+    first, second = (tensors[name] for name in names)
+    if all(tensors[name] is held[name] for name in names):
+        return True
+    path = adapters[-1].path
+    if first.shape != second.shape:
+        raise BestiaryError(f"{path} gives {list(first.shape)} for {names[0]}, which is the model's output matrix "
+                            f"too, and nothing of that size for {names[1]}: the two were trained apart, and the other "
+                            "half is missing")
+    if equal(first, second):
+        return True
+    shapes = {**{name: tensor.shape for name, tensor in canonical.tensors.items()}, OUTPUT: first.shape}
+    try:
+        config = family.normalise({**canonical.config, TIED: False}, shapes)
+        apart = OUTPUT in family.graph(config, config["max_position_embeddings"]).weights
+    except BestiaryError:
+        apart = False
+    if not apart:
+        raise BestiaryError(f"{path} trained the embedding and the output matrix apart, and {family.name} has one "
+                            "matrix for both")
+    return False
 
 
 def grows(old: tuple[int, ...], new: tuple[int, ...], vocabulary: int) -> bool:
@@ -198,12 +293,41 @@ def name_in(held: Mapping[str, Tensor], given: str) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def say_other_base(adapter: Checkpoint, wanted: str, base: Checkpoint) -> None:
-    """A line where the adapter says it was made for a model of another name: sizes alone do not tell two apart."""
+def doubts(source: Checkpoint, base: Checkpoint | None, adapters: Sequence[Checkpoint],
+           family_of: FamilyOf) -> list[str]:
+    """What makes it doubtful that the parts of `merged` belong together, though all of them fit, a line each: sizes
+    alone do not tell two models apart."""
+    if source.adapter is not None and base is not None:
+        source, base, adapters = base, None, [source, *adapters]
+    if base is None:
+        return [line for checkpoint in adapters for line in other_name(checkpoint, source)]
+    there, here = (to_canonical(checkpoint, family_of(source))[0].config for checkpoint in (source, base))
+    said = [f"{key} = {short(there[key])}, in the base {short(here[key])}" for key in NUMBERS
+            if key in there and key in here and not alike(there[key], here[key])]
+    if said and said[0].startswith(CONTEXT):
+        return []  # alone it may be what the delta was trained for
+    names = [short(checkpoint.config["_name_or_path"]) for checkpoint in (source, base)
+             if checkpoint.config.get("_name_or_path")]
+    if len(names) == 2 and said:
+        said.append(f"they name themselves {' and '.join(names)}")
+    return [f"{source.path} may be a delta for another model than {base.path}: {'; '.join(said)}"] if said else []
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two numbers are the same but for the precision of a file."""
+    if not isinstance(one, (int, float)) or not isinstance(other, (int, float)):
+        return bool(one == other)
+    return abs(one - other) <= 1e-6 * abs(one)
+
+
+def other_name(adapter: Checkpoint, base: Checkpoint) -> list[str]:
+    """A line where the adapter says it was made for a model of another name."""
+    wanted = (adapter.adapter or Adapter()).base
     names = [base.path.absolute().name, base.path.absolute().parent.name, str(base.config.get("_name_or_path") or "")]
-    if bare(wanted) and bare(wanted) not in map(bare, names):
-        log.warning("%s says it was made for %s; the base is %s. On another model of the same size it makes nonsense",
-                    adapter.path, short(wanted), base.path)
+    if not bare(wanted) or bare(wanted) in map(bare, names):
+        return []
+    return [f"{adapter.path} says it was made for {short(wanted)}; the base is {base.path}. On another model of the "
+            "same size it makes nonsense"]
 
 
 def bare(name: str) -> str:

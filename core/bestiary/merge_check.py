@@ -28,9 +28,12 @@ MOST_TOKENS, FEWEST = 96, 16
 """Tokens of the text that are run; with fewer than FEWEST scored nothing is said about what the model makes of them."""
 BOUND = 1e-3
 """Of the spread of the logits: by so much they may differ. The same weights on one backend differ by nothing."""
-BETTER_THAN_GUESSING = 0.5
-"""A base is known to speak whose perplexity is below this share of its vocabulary's size: a model of random weights, of
-which nothing can be said, has as much as the size or more."""
+SPEAKS, SPEAKS_A_LITTLE = 0.5, 0.8
+"""A base is known to speak whose perplexity is below this share of its vocabulary's size, which is what guessing gives:
+a model of random weights, of which nothing can be said, has as much or more."""
+KEPT, WORSE = 0.1, 10.0
+"""Garbage is what keeps less than this share of what such a base knows (in bits a token, against guessing), and of a
+base that speaks a little, what is worse than guessing by this factor."""
 
 
 @dataclass(frozen=True)
@@ -56,38 +59,58 @@ class Found:
 def check_merge(written: Checkpoint, wanted: Checkpoint, base: Checkpoint, family: Architecture,
                 base_family: Architecture, host: Host, run: bool) -> Found:
     """Compares what was written with what it was to be; all three canonical. run: logits too, which reads all weights
-    of the three, a layer at a time. Raises BestiaryError where they differ, and where the merge speaks worse than
-    anything that guesses while its base speaks."""
+    of the three, a layer at a time. Raises BestiaryError where they differ, and where the merge speaks garbage."""
     ids = tokens(written, family, host)
     if ids != tokens(wanted, family, host):
         raise BestiaryError(f"{written.path} was written, and its tokenizer gives other tokens than that of the "
                             "merged model: do not use it")
     if not run:
         return Found(len(ids or ()))
-    given = ids or list(range(min(MOST_TOKENS, vocabulary_of(wanted, family))))
-    ours, theirs = logits(written, family, given, host), logits(wanted, family, given, host)
+    given = ids or list(range(min(room(wanted), vocabulary_of(wanted, family))))
+    try:
+        ours, theirs = logits(written, family, given, host), logits(wanted, family, given, host)
+    except BestiaryError as error:
+        raise BestiaryError(f"{written.path} was written, and does not run: do not use it ({error})") from None
     difference = float(np.abs(ours - theirs).max() / max(float(theirs.max() - theirs.min()), 1e-30))
     if not difference <= BOUND:  # so that NaN differs
         raise BestiaryError(f"{written.path} was written, and its logits are not those of the merged model (they "
                             f"differ by {difference:.1g} of their spread): do not use it")
+    return Found(len(ids or ()), difference, *speech(written, base, family, base_family, host, ids, ours))
+
+
+def speech(written: Checkpoint, base: Checkpoint, family: Architecture, base_family: Architecture, host: Host,
+           ids: Sequence[int] | None = None, ours: Logits | None = None) -> tuple[float, float] | tuple[()]:
+    """The perplexity of the text in the merge and in its base; nothing where there is no tokenizer or too little of the
+    text. ids, ours: of the merge, where they are known. Raises BestiaryError where the merge speaks garbage."""
+    ids = tokens(written, family, host) if ids is None else ids
     before = tokens(base, base_family, host) or ids
     if ids is None or before is None or min(len(ids), len(before)) <= FEWEST:
-        return Found(len(ids or ()), difference)
-    now, size = perplexity(ours, ids), ours.shape[1]
+        return ()
+    ours = logits(written, family, ids, host) if ours is None else ours
     first = logits(base, base_family, before, host)
-    then = perplexity(first, before)
-    if not now < size and then < BETTER_THAN_GUESSING * first.shape[1]:
+    now, then, size = perplexity(ours, ids), perplexity(first, before), ours.shape[1]
+    if garbage(now, size, then, first.shape[1]):
         raise BestiaryError(f"{written.path} was written, and this merge speaks garbage: the perplexity of a plain "
                             f"text is {now:.3g}, where guessing among {size} tokens gives {size}, and the base's own "
                             f"is {then:.3g}; the base is probably wrong")
-    return Found(len(ids), difference, now, then)
+    return now, then
+
+
+def garbage(now: float, size: int, then: float, base_size: int) -> bool:
+    """Whether a merge speaks no more while its base does. now, then: perplexities of the two; sizes of vocabularies."""
+    kept, known = (math.log(count) - math.log(found) for count, found in ((size, now), (base_size, then)))
+    return then < SPEAKS * base_size and kept < KEPT * known or \
+        then < SPEAKS_A_LITTLE * base_size and kept < -math.log(WORSE)
 
 
 def tokens(checkpoint: Checkpoint, family: Architecture, host: Host) -> list[int] | None:
     """The beginning of the text; None where there is no tokenizer."""
     tokenizer = make_tokenizer(checkpoint.tokenizer, family, checkpoint.config, host)
-    room = min(MOST_TOKENS, int(checkpoint.config["max_position_embeddings"]))
-    return None if tokenizer is None else tokenizer.encode(TEXT, bos=True)[:room]
+    return None if tokenizer is None else tokenizer.encode(TEXT, bos=True)[:room(checkpoint)]
+
+
+def room(checkpoint: Checkpoint) -> int:
+    return min(MOST_TOKENS, int(checkpoint.config["max_position_embeddings"]))
 
 
 def vocabulary_of(checkpoint: Checkpoint, family: Architecture) -> int:

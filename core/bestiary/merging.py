@@ -12,7 +12,8 @@ from bestiary.canonical import to_canonical
 from bestiary.checkpoint import Checkpoint
 from bestiary.convert import convert, recipe_for
 from bestiary.host import Host
-from bestiary.saving import Saved, main_type, merged_for, save_as
+from bestiary.overrides import in_place_of
+from bestiary.saving import Saved, main_type, merged_for, one_or_more, save_as
 
 SMALL = 1 << 30
 """Bytes of weights up to which a merged model is run afterwards without being asked to."""
@@ -20,7 +21,7 @@ SMALL = 1 << 30
 Name = str | os.PathLike[str]
 
 
-def merge_as(base: Name, delta: Name | None, adapters: Sequence[Name], target: Name, host: Host, *,
+def merge_as(base: Name, delta: Name | None, adapters: Name | Sequence[Name], target: Name, host: Host, *,
              writer: str | None = None, type: str | None = None, tokenizer: Name | None = None,
              check: bool | None = None, loader: str | None = None, architecture: str | None = None,
              force: bool = False, progress: Progress | None = None) -> tuple[Saved, str]:
@@ -30,6 +31,7 @@ def merge_as(base: Name, delta: Name | None, adapters: Sequence[Name], target: N
     and compares, False looks at nothing, None runs it where that is cheap. loader: of the delta, or of the base. Raises
     BestiaryError where the parts do not belong together, and where what was written is not what they make.
     """
+    adapters = one_or_more(adapters)
     source = Path(base if delta is None else delta)
     below = None if delta is None else base
     if type is None:
@@ -52,13 +54,30 @@ def look(saved: Saved, source: Path, base: Name | None, adapters: Sequence[Name]
     def family_of(checkpoint: Checkpoint) -> Architecture:
         return host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
 
-    wanted, _ = merged_for(type, host.open(source, loader), base, adapters, architecture, False, host)
+    wanted, _ = merged_for(type, host.open(source, loader), base, adapters, architecture, False, host, quiet=True)
     if tokenizer is not None:
-        wanted = wanted.having(tokenizer=host.open(Path(tokenizer)).tokenizer)
+        wanted = wanted.having(tokenizer=in_place_of(wanted.tokenizer, host.open(Path(tokenizer)).tokenizer))
     family = family_of(wanted)
     plain, graph = to_canonical(wanted, family)
     expected = convert(plain, graph, recipe_for(host.quantizers[type]), host)
     written, below = host.open(saved.path), host.open(Path(base)) if base is not None else host.open(source, loader)
-    run = check if check is not None else sum(entry["bytes"] for entry in saved.types.values()) <= SMALL
+    run = small(saved) if check is None else check
     with host.calling(family, f"check {saved.path}"):
         return str(check_merge(canonical(written), expected, canonical(below), family, family_of(below), host, run))
+
+
+def small(saved: Saved) -> bool:
+    return bool(sum(entry["bytes"] for entry in saved.types.values()) <= SMALL)
+
+
+def heard(saved: Saved, base: Name, architecture: str | None, host: Host, loader: str | None = None) -> str:
+    """What a plain text is to a merge that was converted on its way, and to its base, in a line; empty where they have
+    no tokenizer. loader: of the base. Raises BestiaryError where the merge speaks garbage and the base does not."""
+    from bestiary.merge_check import speech
+
+    (written, family), (below, base_family) = (
+        (to_canonical(found, kind)[0], kind) for found in (host.open(saved.path), host.open(Path(base), loader))
+        for kind in [host.architecture_of(found.config, found.tokenizer, architecture)])
+    with host.calling(family, f"check {saved.path}"):
+        found = speech(written, below, family, base_family, host)
+    return f"checked: perplexity of a plain text {found[0]:.4g}, the base's {found[1]:.4g}" if found else ""

@@ -21,6 +21,7 @@ from bestiary.chat import end_ids, rendered, template_of
 from bestiary.checkpoint import Checkpoint, TokenizerMaterial, check_model, extended
 from bestiary.contributions import shown
 from bestiary.convert import convert, recipe_for
+from bestiary.difference import SAID, is_difference
 from bestiary.encoding import F32
 from bestiary.engine import Engine, Generation, Request
 from bestiary.errors import BestiaryError, short
@@ -28,6 +29,7 @@ from bestiary.guard import calling, printing_to_stderr, whose
 from bestiary.guarded_tokenizer import GuardedTokenizer
 from bestiary.host import Host
 from bestiary.named_function import check_functions
+from bestiary.overrides import check_taken, in_place_of, overridden, spelled, unused
 from bestiary.past import compiled
 from bestiary.rank_list import with_vocabulary
 from bestiary.sampling import Sampling
@@ -296,8 +298,9 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     check_model(checkpoint)
     if add is not None:
         checkpoint = extended(checkpoint, host.open(Path(add)))
+    said, config = checkpoint.config, spelled(config or {}, checkpoint.config)
     if config:
-        checkpoint = checkpoint.having(config={**checkpoint.config, **config})
+        checkpoint = overridden(checkpoint, config)
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
     for name, count in (("context", context), ("threads", threads), ("threads_prefill", threads_prefill),
                         ("batch", batch), ("sequences", sequences)):
@@ -305,7 +308,12 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
             raise BestiaryError(f"{name} = {count!r}; it must be an integer from 1 to {LARGEST}")
     with host.calling(family, f"read {path}"):
         checkpoint, graph = to_canonical(checkpoint, family, context)
+        check_taken(config, said, checkpoint.config, family)
         check_functions(graph, host.whose(family))
+    if line := unused(config, graph):
+        log.warning("%s", line)
+    if is_difference(graph, checkpoint.tensors):
+        log.warning("%s: %s", path, SAID)
     if type is not None:
         checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], requantize=True), host)
     made_for = int(checkpoint.config["max_position_embeddings"])
@@ -316,7 +324,9 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     batch = context * sequences if graph.prefix_mask else min(batch, context * sequences)  # a prefix takes one forward
     limits = Limits(context, sequences, batch, threads, threads_prefill,
                     cache_type_k or cache, cache_type_v or cache)
-    material = checkpoint.tokenizer if tokenizer is None else host.open(Path(tokenizer)).tokenizer
+    material = checkpoint.tokenizer
+    if tokenizer is not None:
+        material = in_place_of(material, host.open(Path(tokenizer)).tokenizer)
     speaks = make_tokenizer(material, family, checkpoint.config, host)  # what is wrong with it is said at once
     runs_on = choose_backend(host, backend)
     with host.calling(runs_on, f"prepare {path}"):

@@ -26,11 +26,18 @@ MORE = 3
 step between two old codes at most, where the scale is the same. Five bits for four would add half of that step."""
 
 
-def renewed(checkpoint: Checkpoint, writer: Writer, host: Host, rounding: Rounding) -> Checkpoint:
+def renewed(checkpoint: Checkpoint, writer: Writer, host: Host, rounding: Rounding,
+            only: str | None = None) -> Checkpoint:
     """A view of the checkpoint in which each weight that nobody quantizes so any more, and that the writer has no type
     of its own for, is in one of the types that it has: with the same codes in the smallest that holds them, else by
-    value in the nearest larger one. Says what becomes what."""
-    replaced = successors(checkpoint, writer, host)
+    value in the nearest larger one. Says what becomes what. only: what would become another type than this stays."""
+    try:
+        replaced = successors(checkpoint, writer, host)
+    except BestiaryError:
+        if only is None:
+            raise
+        return checkpoint
+    replaced = {name: quantizer for name, quantizer in replaced.items() if only in (None, quantizer.name)}
     if not replaced:
         return checkpoint
     guards: dict[str, calling] = {}
@@ -45,12 +52,12 @@ def renewed(checkpoint: Checkpoint, writer: Writer, host: Host, rounding: Roundi
             tensors[name] = Quantized(tensor, quantizer, name, guard)
     for line in in_words(checkpoint, replaced):
         log.warning("%s", line)
-    again: Callable[[Checkpoint], Checkpoint] = partial(_again, writer, host)
+    again: Callable[[Checkpoint], Checkpoint] = partial(_again, writer, host, only)
     return checkpoint.having(tensors=tensors, source=(again, (checkpoint,)))
 
 
-def _again(writer: Writer, host: Host, checkpoint: Checkpoint) -> Checkpoint:
-    return renewed(checkpoint, writer, host, Rounding())
+def _again(writer: Writer, host: Host, only: str | None, checkpoint: Checkpoint) -> Checkpoint:
+    return renewed(checkpoint, writer, host, Rounding(), only)
 
 
 def in_words(checkpoint: Checkpoint, replaced: Mapping[str, Quantizer]) -> list[str]:

@@ -6,30 +6,29 @@ import logging
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bestiary.architecture import COMMON_KEYS, Architecture
+from bestiary.architecture import Architecture
 from bestiary.backend import Progress
 from bestiary.canonical import to_canonical
 from bestiary.checkpoint import CANONICAL, Checkpoint, check_model, extended
-from bestiary.config import whole
 from bestiary.convert import convert, recipe_for, types
+from bestiary.difference import SAID, is_difference
 from bestiary.encoding import BF16, F16, PLAIN
 from bestiary.errors import BestiaryError, short
 from bestiary.files import check_replaceable
 from bestiary.folders import check_folder
 from bestiary.host import Host
 from bestiary.loader import Writer
-from bestiary.merge import check_vocabulary, merged
+from bestiary.merge import check_vocabulary, doubts, merged
 from bestiary.model import make_tokenizer
+from bestiary.overrides import check_taken, in_place_of, overridden, spelled, unused
 from bestiary.recode import Rounding
 from bestiary.renewal import renewed
 
 log = logging.getLogger("bestiary")
-IDS = {"bos_token_id": "bos", "eos_token_id": "eos"}
-"""Keys of a config that are the tokenizer's."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     or is a source, and for a key or value of `config` that changes nothing.
     """
     started = time.perf_counter()
-    source = Path(source)
+    source, adapters = Path(source), one_or_more(adapters)
     if target is not None:
         check_name(target)
     writer = choose_writer(host, target, format)
@@ -80,23 +79,24 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     if add is not None:
         checkpoint = extended(checkpoint, host.open(Path(add)))
     if tokenizer is not None:
-        checkpoint = checkpoint.having(tokenizer=host.open(Path(tokenizer)).tokenizer)
-        if checkpoint.tokenizer.empty:
+        other = host.open(Path(tokenizer)).tokenizer
+        if other.empty:
             raise BestiaryError(f"{tokenizer} has no tokenizer")
+        checkpoint = checkpoint.having(tokenizer=in_place_of(checkpoint.tokenizer, other))
     said = checkpoint.config
+    config = spelled(config or {}, said)
     if config:
         checkpoint = overridden(checkpoint, config)
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
     converted = merging or checkpoint.naming == CANONICAL
     with host.calling(family, f"read {source}"):
         checkpoint, graph = to_canonical(checkpoint, family)
-        check_taken(config or {}, said, checkpoint.config, family)
-    say_assumed(checkpoint, {*(config or ()), *(() if context is None else ("max_position_embeddings",))})
+        check_taken(config, said, checkpoint.config, family)
+    say_assumed(checkpoint, {*config, *(() if context is None else ("max_position_embeddings",))})
     rounding = Rounding()
     if type is None and not converted:
         type = plain_type(checkpoint, auto)
-    if type is None:
-        checkpoint = renewed(checkpoint, writer, host, rounding)
+    checkpoint = renewed(checkpoint, writer, host, rounding, type)
     if target is None:
         target = default_target(source, writer, type or main_type(checkpoint))
         check_target(target, source, writer, force)
@@ -104,6 +104,10 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], pure, requantize), host, rounding)
     if context is not None:
         checkpoint = checkpoint.having(config={**checkpoint.config, "max_position_embeddings": context})
+    if line := unused(config, graph):
+        log.warning("%s", line)
+    if is_difference(graph, checkpoint.tensors):
+        log.warning("%s: %s", source, SAID)
     if checkpoint.tokenizer.empty:
         log.warning("%s has no tokenizer: what is written takes no text; --tokenizer FILE gives it one", source)
     else:
@@ -123,26 +127,6 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
     return Saved(target, size_on_disk(target), types(checkpoint), time.perf_counter() - started)
 
 
-def overridden(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint with values of its config replaced; of the ids that begin and end a text, its tokenizer's too."""
-    ids = {role: config[key] for key, role in IDS.items() if key in config}
-    for key in IDS.keys() & config.keys():
-        whole(config, key, low=0)
-    return checkpoint.having(config={**checkpoint.config, **config}, tokenizer=replace(checkpoint.tokenizer, **ids))
-
-
-def check_taken(wanted: Mapping[str, Any], given: Mapping[str, Any], normal: Mapping[str, Any],
-                family: Architecture) -> None:
-    """Raises BestiaryError where a value in place of the checkpoint's own changes nothing: a key that neither the
-    checkpoint nor its family knows, or what follows from something else."""
-    known = {*given, *IDS, *(key.config for key in (*COMMON_KEYS, *family.keys))}
-    for key, value in wanted.items():
-        if key not in known:
-            raise BestiaryError(f"{short(key)} is no key of this config; known: {', '.join(sorted(known))}")
-        if key in normal and not isinstance(value, Mapping) and normal[key] != value:
-            raise BestiaryError(f"{key} = {short(value)} is not taken: {short(normal[key])} follows from the rest")
-
-
 def say_assumed(checkpoint: Checkpoint, chosen: Collection[str]) -> None:
     """One line on what the file does not say and nobody chose."""
     assumed = checkpoint.provenance.assumed if checkpoint.provenance else {}
@@ -154,9 +138,10 @@ def say_assumed(checkpoint: Checkpoint, chosen: Collection[str]) -> None:
 
 def merged_for(type: str | None, source: Checkpoint, base: str | os.PathLike[str] | None,
                adapters: Sequence[str | os.PathLike[str]], architecture: str | None, auto: bool, host: Host,
-               ) -> tuple[Checkpoint, str | None]:
+               quiet: bool = False) -> tuple[Checkpoint, str | None]:
     """The merged checkpoint, and the type that it is written in: by default that of a first conversion. Where that is
-    plain, sums are rounded to it and to nothing else before."""
+    plain, sums are rounded to it and to nothing else before. What speaks against the parts is said in a line each,
+    unless `quiet`."""
     below = None if base is None else host.open(Path(base))
     above = [host.open(Path(path)) for path in adapters]
     model = below if source.adapter is not None and below is not None else source
@@ -168,7 +153,14 @@ def merged_for(type: str | None, source: Checkpoint, base: str | os.PathLike[str
     if type is None and model.naming != CANONICAL:
         type = plain_type(model, auto)
     with host.calling(family_of(model), f"read {model.path}"):
-        return merged(source, below, above, family_of, PLAIN.get(type or "")), type
+        found = merged(source, below, above, family_of, PLAIN.get(type or ""))
+        for line in [] if quiet else doubts(source, below, above, family_of):
+            log.warning("%s", line)
+        return found, type
+
+
+def one_or_more(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Sequence[str | os.PathLike[str]]:
+    return [paths] if isinstance(paths, (str, os.PathLike)) else paths
 
 
 def plain_type(checkpoint: Checkpoint, auto: bool) -> str | None:

@@ -15,6 +15,7 @@ OUTPUT = "output.weight"
 """The canonical name of an output matrix of its own."""
 ROWS = 16
 """So many are compared, spread over the matrix: a matrix of its own differs in nearly all."""
+MANY = 512
 ROUNDED = {False: 2.0 ** -7, True: 2.0 ** -3}
 """By how much of a row's largest weight two copies of it in different encodings may differ: where both are plain, and
 where one is quantized."""
@@ -22,14 +23,33 @@ where one is quantized."""
 
 def check_tied(path: Path, graph: Graph, tensors: Mapping[str, Tensor]) -> None:
     """Raises BestiaryError where the graph has no output matrix but the embedding, and the checkpoint has another."""
-    embeddings = [node.weights["weight"] for node in graph.nodes
-                  if node.op == "embed" and node.params["index"] == "token"]
-    if OUTPUT not in tensors or OUTPUT in graph.weights or not embeddings:
+    embedding = embedding_of(graph)
+    if OUTPUT not in tensors or OUTPUT in graph.weights or embedding is None:
         return
-    if not _copies(tensors[OUTPUT], tensors[embeddings[0]]):
+    if not _copies(tensors[OUTPUT], tensors[embedding]):
         raise BestiaryError(f"{path}: tensor {OUTPUT} (lm_head.weight in most checkpoints) is no copy of the "
                             "embedding, which tie_word_embeddings = true puts in its place; to use the tensor set "
                             "tie_word_embeddings to false in config.json")
+
+
+def embedding_of(graph: Graph) -> str | None:
+    """The canonical name of the matrix that turns tokens into vectors."""
+    return next((node.weights["weight"] for node in graph.nodes
+                 if node.op == "embed" and node.params["index"] == "token"), None)
+
+
+def is_tied(graph: Graph) -> bool:
+    """Whether that matrix is the output matrix too."""
+    embedding = embedding_of(graph)
+    return OUTPUT not in graph.weights and any(node.op == "linear" and node.weights["weight"] == embedding
+                                               for node in graph.nodes)
+
+
+def equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two matrices hold the same numbers; reads both, some rows at a time."""
+    return one.shape == other.shape and all(
+        np.array_equal(one.decode(start, min(start + MANY, one.rows)), other.decode(start, min(start + MANY, one.rows)))
+        for start in range(0, one.rows, MANY))
 
 
 def _copies(one: Tensor, other: Tensor) -> bool:

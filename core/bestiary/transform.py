@@ -10,7 +10,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from bestiary.encoding import F32
+from bestiary.encoding import F32, PLAIN
 from bestiary.errors import BestiaryError
 from bestiary.tensor import Tensor, encode_plain
 
@@ -62,8 +62,26 @@ class _Slice(Tensor):
         return self._base.read(self._first + start, self._first + stop)
 
 
+class _Widened(Tensor):
+    """The same numbers in f32."""
+
+    def __init__(self, base: Tensor) -> None:
+        self.shape, self.encoding, self._base = base.shape, F32, base
+
+    def read(self, start: int, stop: int) -> Rows:
+        return encode_plain(self._base.decode(start, stop), F32)
+
+
+def alike(parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The tensors in one encoding, where plain ones of several are to be one: in f32, which holds them all."""
+    if len({part.encoding for part in parts}) > 1 and all(part.encoding.name in PLAIN for part in parts):
+        return [part if part.encoding == F32 else _Widened(part) for part in parts]
+    return parts
+
+
 class _Joined(Tensor):
     def __init__(self, parts: Sequence[Tensor], shape: tuple[int, ...]) -> None:
+        parts = alike(parts)
         self.shape, self.encoding, self._parts = shape, parts[0].encoding, parts
         if any(part.encoding != self.encoding or part.columns != parts[0].columns for part in parts):
             raise BestiaryError(f"tensors of shapes {[part.shape for part in parts]} and encodings "
@@ -94,6 +112,7 @@ class _JoinedEntries(Tensor):
     """Vectors one after the other."""
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
+        parts = alike(parts)
         self.shape, self.encoding, self._parts = (sum(part.columns for part in parts),), parts[0].encoding, parts
         if any(part.encoding != self.encoding for part in parts):
             raise BestiaryError(f"vectors of encodings {[part.encoding.name for part in parts]} cannot be joined")
@@ -117,6 +136,7 @@ class _JoinedColumns(Tensor):
     """Matrices side by side."""
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
+        parts = alike(parts)
         first = parts[0]
         self.shape, self.encoding, self._parts = (
             (*first.shape[:-1], sum(part.columns for part in parts)), first.encoding, parts)

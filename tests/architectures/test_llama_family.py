@@ -121,7 +121,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "no low_freq_factor": {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
     "rope_scaling = 'linear'": {"rope_scaling": "linear"},
     "attention_bias = 'yes'": {"attention_bias": "yes"},
-    "head_dim = 0": {"num_attention_heads": 97},
+    "must be a multiple of the 97 heads": {"num_attention_heads": 97},
+    "head_dim = 0": {"head_dim": 0},
     "high_freq_factor = 4.0 in the config; it must be a number above 4": {
         "rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}},
 }

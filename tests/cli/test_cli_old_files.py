@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import bestiary
+
 from .conftest import Cli
 
 
@@ -119,3 +121,31 @@ def test_what_no_program_wrote_is_one_line(cli: Cli, old: Path) -> None:
             result = cli(*words)
             assert result.status == 1 and said in result.err and str(path) in result.err
             assert result.err.count("\n") == 1 and result.err.startswith("bestiary: error: ")
+
+
+def test_a_tokenizers_own_file_leaves_the_ids_that_end_a_text(cli: Cli, data: Path, tmp_path: Path) -> None:
+    old, file = data / "legacy-models/bloom-bloomzcpp-q4_0.bin", data / "legacy-models/bloom-hf/tokenizer.json"
+    assert cli("convert", old, tmp_path / "new.gguf", "--tokenizer", file).status == 0
+    assert "bos 1, ends 2" in cli("inspect", tmp_path / "new.gguf").out
+    with bestiary.load(old, tokenizer=file) as model:
+        assert model.tokenizer is not None and model.tokenizer.eos == 2 and 2 in model.tokenizer.ends
+
+
+def test_an_option_reaches_the_key_that_a_family_has_for_it(cli: Cli, data: Path, tmp_path: Path) -> None:
+    old = data / "legacy-models/bloom-bloomzcpp-q4_0.bin"
+    assert cli("convert", old, tmp_path / "new.gguf", "-eps", "1e-6").status == 0
+    config = json.loads(cli("inspect", tmp_path / "new.gguf", "--json").out)["config"]
+    assert config["layer_norm_epsilon"] == pytest.approx(1e-6) and "rms_norm_eps" not in config
+    run = ("run", "-m", old, "-p", "Once", "-n", "1", "--temp", "0")
+    assert "positions are not rotated" in cli(*run, "--rope-freq-base", "5").err
+    assert "positions" not in cli(*run, "--config", "layer_norm_epsilon=1e-6").err
+    refused = cli(*run, "--config", "layer_norm_epsilom=1e-6")
+    assert refused.status == 1 and "'layer_norm_epsilom' is no key of this config" in refused.err
+
+
+def test_a_type_that_is_named_may_be_the_one_that_would_be_chosen(cli: Cli, data: Path, tmp_path: Path) -> None:
+    old = data / "legacy-models/llama-ggjt1-q4_2.bin"
+    assert cli("convert", old, tmp_path / "a.gguf").status == cli(
+        "convert", old, tmp_path / "b.gguf", "--outtype", "q8_0").status == 0
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert "--allow-requantize" in cli("convert", old, tmp_path / "c.gguf", "--outtype", "q5_1").err

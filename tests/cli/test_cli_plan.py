@@ -7,7 +7,9 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from bestiary.host import Host
 from bestiary_plugins.demo.beasts import publish
@@ -55,9 +57,29 @@ def test_what_is_wrong_is_one_line(cli: Cli, folder: Path, changed: dict[str, ob
     assert result.err.count("\n") == 1 and result.err.rstrip("\n").isprintable()
 
 
+@pytest.mark.parametrize(("sizes", "said"), [
+    ((1000, 40), "heads of 25 cannot be rotated; head_dim, or hidden_size / num_attention_heads, must be even"),
+    ((4096, 7), "hidden_size = 4096 in the config; without head_dim it must be a multiple of the 7 heads"),
+    ((4097, 40), "hidden_size = 4097 in the config; without head_dim it must be a multiple of the 40 heads")])
+def test_heads_that_there_cannot_be_are_said_by_key(cli: Cli, folder: Path, sizes: tuple[int, int], said: str) -> None:
+    config = {"model_type": "llama", "hidden_size": sizes[0], "num_attention_heads": sizes[1], "num_hidden_layers": 2,
+              "intermediate_size": 64, "vocab_size": 100}
+    (folder / "config.json").write_text(json.dumps(config))
+    result = cli("inspect", "--plan", folder)
+    assert result.status == 1 and result.err.count("\n") == 1 and said in result.err
+
+
+def test_an_adapter_is_no_model_to_plan_for(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1}))
+    save_file({f"base_model.model.x.lora_{side}.weight": np.ones(shape, np.float32)
+               for side, shape in (("A", (1, 4)), ("B", (4, 1)))}, tmp_path / "adapter_model.safetensors")
+    result = cli("inspect", "--plan", tmp_path)
+    assert result.status == 1 and "is an adapter and no model by itself" in result.err
+
+
 def test_without_the_option_the_weights_are_missed_as_before(cli: Cli, folder: Path, tmp_path: Path) -> None:
     result = cli("inspect", folder)
-    assert result.status == 1 and "no weights in" in result.err
+    assert result.status == 1 and "no weights in" in result.err and "`inspect --plan`" in result.err
     result = cli("inspect", folder, "-c", "64")
     assert result.status == 1 and "-c goes with --plan" in result.err
     shutil.copytree(folder, tmp_path / "empty", ignore=shutil.ignore_patterns("config.json"))

@@ -218,14 +218,26 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
     assert "3 rows cannot be permuted in a tensor of shape (4,)" in wrong(Permute((2, 0, 1)), (4,))
     assert "cannot be split into rows (2, 3)" in wrong(Split((2, 3)), (6, 4))
     assert "cannot be joined" in wrong(Join((2, 2)), (2, 4), (2, 8))
-    assert "cannot be joined" in wrong(Join((2, 2)), (2, 4), (2, 4), encodings=(F32, F16))
-    assert "cannot be joined" in wrong(Join((4, 4)), (4,), (4,), encodings=(F32, BF16))
-    assert "cannot be joined" in wrong(Stack(2), (2, 4), (2, 4), encodings=(F32, F16))
+    assert "cannot be joined" in wrong(Join((2, 2)), (2, 4), (2, 4), encodings=(F32, FOURS))
+    assert "cannot be joined" in wrong(Join((4, 4)), (4,), (4,), encodings=(F32, FOURS))
+    assert "cannot be joined" in wrong(Stack(2), (2, 4), (2, 4), encodings=(F32, FOURS))
     assert "is no stack of 4" in wrong(Unstack(4), (3, 2, 4))
     assert "cannot be transposed" in wrong(Transpose(), (2, 3, 4))
     assert "cannot be transposed" in wrong(Transpose(), (4, 4), encodings=(FOURS,))
     assert "cannot be added to a fours tensor" in wrong(Add(1.0), (4, 4), encodings=(FOURS,))
     assert "fours vector cannot be permuted" in wrong(Permute((1, 0, 3, 2)), (4,), encodings=(FOURS,))
+
+
+@pytest.mark.parametrize(("transform", "shape"), [(Join((3, 3)), (3, 4)), (Join((4, 4)), (4,)), (Stack(2), (3, 4)),
+                                                  (JoinColumns((4, 4)), (3, 4))])
+def test_plain_tensors_of_two_types_are_joined_in_a_type_that_holds_both(transform: Transform,
+                                                                         shape: tuple[int, ...]) -> None:
+    for first, second in ((F16, BF16), (BF16, F32), (F16, F16)):
+        sources = [made(shape, encoding, seed) for seed, encoding in enumerate((first, second))]
+        (found,) = transform.apply(sources)
+        assert found.encoding == (F16 if second == F16 else F32)
+        for part, source in zip(transform.inverse.apply([found]), sources, strict=True):
+            assert np.array_equal(part.array(), source.array())
 
 
 def test_columns_that_do_not_fit_are_refused_in_words() -> None:
@@ -234,7 +246,7 @@ def test_columns_that_do_not_fit_are_refused_in_words() -> None:
     assert "cannot be joined as columns (4, 4)" in wrong(JoinColumns((4, 4)), (2, 4), (2, 8))
     assert "cannot be joined as columns (4, 4)" in wrong(JoinColumns((4, 4)), (4,), (4,))
     assert "cannot stand side by side" in wrong(JoinColumns((4, 4)), (2, 4), (3, 4))
-    assert "cannot stand side by side" in wrong(JoinColumns((4, 4)), (2, 4), (2, 4), encodings=(F32, F16))
+    assert "cannot stand side by side" in wrong(JoinColumns((4, 4)), (2, 4), (2, 4), encodings=(F32, FOURS))
     planes = Encoding("planes", 4, (4, 1), decoder=lambda rows, columns: np.zeros((len(rows), columns), np.float32))
     with pytest.raises(BestiaryError, match="planes tensor keeps its planes apart"):
         JoinColumns((4, 4)).apply([BlockTensor(np.zeros((2, 5), np.uint8), (2, 4), planes)] * 2)

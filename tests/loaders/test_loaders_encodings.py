@@ -16,11 +16,17 @@ from bestiary.errors import BestiaryError
 from bestiary.graph import Trace
 from bestiary.host import Host, HostSettings
 from bestiary.tensor import ArrayTensor
+from bestiary_plugins.loaders.gguf import Gguf
 
 CODES = "codes=(Bits(4, tuple({first} + 8 * (i % 16) + 4 * (i // 16) for i in range(32)), 8 * {size}),)"
 NUMBERS = "codebook=(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)"
 LAYOUT = "Layout({codes}, group=32, scale=Factor('{number}', Bits({width}, (0,), 8 * {size})), {rest})"
-TYPE = "iq4_nl"  # GGUF has a code for it, and nothing that is built in reads it
+TYPE = "iq4_nl"  # GGUF has a code for it
+
+
+@pytest.fixture(autouse=True)
+def nothing_that_is_built_in_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gguf, "encodings", ())
 
 
 def encoding(size: int = 18, rest: str = NUMBERS) -> str:

@@ -59,6 +59,11 @@ def grown(array: Array, rows: int) -> Array:
         else array
 
 
+def on_its_side(name: str) -> bool:
+    """Whether GPT-2 keeps the matrix with its columns as rows; the two of an adapter lie as everywhere."""
+    return name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
+
+
 class Zoo:
     """A folder of models; each is made when it is first asked for."""
 
@@ -99,7 +104,7 @@ class Zoo:
         tensors: Arrays = {f"base_model.model.{key}": value for key, value in (saved or {}).items()}
         for target in targets:
             rows, columns = base[target].shape
-            if config.get("fan_in_fan_out"):
+            if on_its_side(target):
                 rows, columns = columns, rows
             module = f"base_model.model.{target.removesuffix('.weight')}"
             tensors[f"{module}.lora_A.weight"] = random.standard_normal((rank, columns)).astype(np.float32) * 0.2
@@ -114,7 +119,7 @@ class Zoo:
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "someone/base-hf", "r": rank,
             "lora_alpha": 8, "lora_dropout": 0.05, "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
             "enable_lora": None, "merge_weights": False, "modules_to_save": None,
-            "target_modules": sorted({target.split(".")[-2] for target in targets}), **config}))
+            "target_modules": sorted(target.removesuffix(".weight") for target in targets), **config}))
         if file == "safetensors":
             save_file(tensors, path / "adapter_model.safetensors")
         else:
@@ -150,7 +155,7 @@ def plain_merge(base: Mapping[str, Array], *adapters: Path, factor: float | None
                 up = tensors[name.replace("lora_A", "lora_B")].astype(np.float64)
                 product = up @ down.astype(np.float64) * (factor or config["lora_alpha"] / len(down))
                 target = name.removeprefix("base_model.model.").replace("lora_A.", "")
-                found[target] = found[target] + (product.T if config["fan_in_fan_out"] else product)
+                found[target] = found[target] + (product.T if on_its_side(target) else product)
     return found
 
 

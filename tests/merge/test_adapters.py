@@ -16,12 +16,14 @@ from safetensors.numpy import load_file, save_file
 
 from bestiary.canonical import to_canonical
 from bestiary.checkpoint import Checkpoint
+from bestiary.encoding import BF16
 from bestiary.errors import BestiaryError
 from bestiary.host import Host
 from bestiary.inspection import inspect
 from bestiary.low_rank import ROWS as BLOCK
 from bestiary.low_rank import LowRank
 from bestiary.merge import check_vocabulary, merged
+from bestiary.merging import merge_as
 from bestiary.model import load, load_tokenizer
 from bestiary.saving import save_as
 from bestiary.tensor import ArrayTensor
@@ -108,7 +110,7 @@ def test_columns_and_rows_may_have_changed_places(zoo: Zoo, host: Host) -> None:
     """GPT-2 keeps its matrices so; its published files lack the name of the body, which adapters have."""
     base = zoo.model("gpt2", 4, family="gpt2")
     bare = {name.removeprefix("transformer."): array for name, array in arrays(base).items()}
-    names = [name for name in bare if name.endswith(("attn.c_attn.weight", "mlp.c_fc.weight"))]
+    names = [name for name in bare if name.endswith(("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight"))]
     adapter = zoo.adapter("lora", targets=tuple(names), model=write(zoo.folder / "bare", bare, config_of(base), ROWS),
                           fan_in_fan_out=True)
     wanted = plain_merge(bare, adapter)
@@ -120,8 +122,83 @@ def test_columns_and_rows_may_have_changed_places(zoo: Zoo, host: Host) -> None:
     flat = copied(adapter, "flat")
     settings = json.loads((flat / "adapter_config.json").read_text())
     (flat / "adapter_config.json").write_text(json.dumps({**settings, "fan_in_fan_out": False}))
-    with pytest.raises(BestiaryError, match="does not fit"):
-        overlay(host, zoo.folder / "bare", flat)
+    assert agrees(overlay(host, zoo.folder / "bare", flat), wanted)  # PEFT corrects it too, by what the module is
+
+
+def test_a_square_matrix_that_is_said_to_lie_on_its_side_lies_as_its_module(zoo: Zoo, host: Host) -> None:
+    adapter = zoo.adapter("lora", targets=(QUERY,), fan_in_fan_out=True)
+    assert agrees(overlay(host, zoo.base(), adapter), plain_merge(arrays(zoo.base()), adapter))
+
+
+@pytest.mark.parametrize("what", ["embedding", "output", "both", "added to the embedding", "added to the output"])
+@pytest.mark.parametrize("form", ["huggingface", "gguf", "with a copy"])
+def test_an_embedding_that_is_the_output_matrix_too_is_trained_alone(zoo: Zoo, host: Host, what: str,
+                                                                     form: str) -> None:
+    """The other keeps what it had, in a matrix of its own; so does the model that PEFT trains."""
+    plain = zoo.model("tied", 4, tie_word_embeddings=True)
+    weights = {name: array for name, array in arrays(plain).items() if name != OUTPUT}
+    base = write(zoo.folder / "base", {**weights, **({OUTPUT: weights[EMBEDDING]} if form == "with a copy" else {})},
+                 config_of(plain), ROWS)
+    wanted = {name: array.astype(np.float64) for name, array in {**weights, OUTPUT: weights[EMBEDDING]}.items()}
+    matrices, changes, saved = embeddings(ROWS), {}, {}
+    if what.startswith("added"):
+        module = EMBEDDING if what.endswith("embedding") else OUTPUT
+        kind, end = ("embedding_", "") if module == EMBEDDING else ("", ".weight")
+        up, down = (np.ones(shape, np.float32) for shape in ((96, 4), (4, ROWS)))
+        sides = (down, up) if kind else (up.T.copy(), down.T.copy())
+        changes = {f"{PREFIX}{module[:-7]}.lora_{kind}{side}{end}": array for side, array in zip("AB", sides,
+                                                                                               strict=True)}
+        wanted[module] += 2 * (up @ down).T
+    else:
+        saved = {name: matrices[name] for name in (EMBEDDING, OUTPUT) if what in ("both", {
+            EMBEDDING: "embedding", OUTPUT: "output"}[name])}
+        wanted.update({name: array.astype(np.float64) for name, array in saved.items()})
+    adapter = zoo.adapter("lora", targets=(), changes=changes, saved=saved)
+    if form == "gguf":
+        base = save_as(base, zoo.folder / "base.gguf", "f16", host).path
+    found = overlay(host, base, adapter)
+    assert agrees(found, wanted) and found.config["tie_word_embeddings"] is False
+    out = save_as(base, zoo.folder / "out.gguf", "f16", host, adapters=[adapter]).path
+    assert "output.weight" in host.open(out).tensors
+
+
+def test_one_matrix_for_both_stays_one_where_nothing_parts_them(zoo: Zoo, host: Host) -> None:
+    base = zoo.model("tied", 4, tie_word_embeddings=True)
+    same = dict.fromkeys((EMBEDDING, OUTPUT), embeddings(ROWS + 3)[EMBEDDING])
+    for name, saved in (("plain", None), ("grown", same)):
+        found = overlay(host, base, zoo.adapter(name, model=base, saved=saved))
+        assert found.config["tie_word_embeddings"] is True and OUTPUT not in found.tensors
+    half = zoo.adapter("half", model=base, saved={EMBEDDING: same[EMBEDDING]})
+    with pytest.raises(BestiaryError, match=f"nothing of that size for {OUTPUT}.*the other half is missing"):
+        overlay(host, base, half)
+
+
+def test_families_whose_embedding_is_their_output_matrix_can_have_two(host: Host, tmp_path: Path) -> None:
+    """One row that was trained is enough."""
+    apart = 0
+    for family in host.architectures:
+        zoo = Zoo(tmp_path / family, host)
+        try:
+            base = zoo.model("base", 3, family=family, tie_word_embeddings=True)
+            opened = host.open(base)
+            canonical, graph = to_canonical(opened, host.architectures[family])
+        except BestiaryError:
+            continue
+        name = next((name for name, tensor in opened.tensors.items() if tensor.shape == (ROWS, 96)), None)
+        if "output.weight" in graph.weights or name is None:
+            continue
+        trained = arrays(base)[name].astype(np.float32)
+        trained[77] += 1
+        adapter = zoo.adapter("lora", targets=(), saved={name: trained}, model=base)
+        if family == "chatglm1":  # its program has no second matrix
+            with pytest.raises(BestiaryError, match="chatglm1 has one matrix for both"):
+                overlay(host, base, adapter)
+            continue
+        found = overlay(host, base, adapter)
+        tensors = to_canonical(found, host.architectures[family])[0].tensors
+        assert np.abs(tensors["token_embd.weight"].array() - tensors["output.weight"].array()).max() > 0.9, family
+        apart += 1
+    assert apart > 5
 
 
 def test_biases_take_the_places_of_the_models(zoo: Zoo, host: Host) -> None:
@@ -220,6 +297,23 @@ def test_one_pass_is_two_steps_bit_for_bit(zoo: Zoo, host: Host, cli: Cli, kind:
     assert one.read_bytes() == two.read_bytes() == three.read_bytes()
 
 
+@pytest.mark.parametrize("word", ["", ",", "lora,", " ,lora"])
+def test_an_empty_path_is_no_adapter(zoo: Zoo, cli: Cli, word: str) -> None:
+    """And not the folder one is in."""
+    out, given = zoo.folder / "out.gguf", word.replace("lora", str(zoo.adapter("lora")))
+    for line in (("merge", "--target", out), ("convert", out)):
+        done = cli(*line, "--base", zoo.base(), "--lora", given)
+        assert done.status == 1 and done.err.count("\n") == 1 and "--lora names no adapter" in done.err
+        assert not out.exists()
+
+
+def test_one_adapter_may_be_named_without_a_list(zoo: Zoo, host: Host) -> None:
+    out, adapter = zoo.folder / "out.gguf", str(zoo.adapter("lora"))
+    merge_as(zoo.base(), None, adapter, out, host)
+    assert save_as(zoo.base(), zoo.folder / "two.gguf", "f16", host, adapters=adapter).path.read_bytes() == \
+        out.read_bytes()
+
+
 def test_an_adapter_may_be_what_is_converted(zoo: Zoo, host: Host, cli: Cli) -> None:
     adapter, one, two = zoo.adapter("lora"), zoo.folder / "one.gguf", zoo.folder / "two.gguf"
     assert cli("convert", adapter, one, "--base", zoo.base()).status == 0
@@ -265,8 +359,8 @@ def test_a_torch_file_is_read_too(zoo: Zoo, host: Host) -> None:
     ({"lora_alpha": "x"}, "lora_alpha = 'x' in the config"),
     ({"bias": "some"}, "bias = 'some' is not implemented"),
     ({"rank_pattern": {"(.+)+$": 4}}, "rank_pattern has the key"),
-    ({"modules_to_save": ["lm_head"]}, "modules_to_save names 'lm_head', and no tensor is of it"),
-    ({"fan_in_fan_out": 1}, "fan_in_fan_out = 1")])
+    ({"alpha_pattern": {".*q_proj": 4}}, "in its place a key for each module that it means will do, 'q_proj' for"),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save names 'lm_head', and no tensor is of it")])
 def test_what_is_not_implemented_is_refused_by_key(zoo: Zoo, cli: Cli, config: dict[str, Any], words: str) -> None:
     adapter, out = zoo.adapter("lora"), zoo.folder / "out.gguf"
     settings = json.loads((adapter / "adapter_config.json").read_text())
@@ -330,6 +424,8 @@ def test_another_base_by_name_is_said_once_and_not_refused(zoo: Zoo, cli: Cli) -
     adapter = zoo.adapter("lora", base_model_name_or_path="decapoda-research/llama-7b-hf")
     done = cli("convert", "--base", zoo.base(), "--lora", adapter, zoo.folder / "a.gguf")
     assert done.status == 0 and done.err.count("\n") == 1 and "made for 'decapoda-research/llama-7b-hf'" in done.err
+    done = cli("merge", "--base", zoo.base(), "--lora", adapter, "--target", zoo.folder / "m.gguf", "--check")
+    assert done.status == 0 and done.err.count("\n") == 1 and "made for 'decapoda-research/llama-7b-hf'" in done.err
     named = Path(shutil.copytree(zoo.base(), zoo.folder / "LLaMA_7B"))
     assert not cli("convert", "--base", named, "--lora", adapter, zoo.folder / "b.gguf").err
 
@@ -382,3 +478,60 @@ def test_adapters_of_every_family_are_put_on(host: Host, tmp_path: Path) -> None
         found = overlay(host, base, adapter)
         assert len(targets) > 2 and agrees(found, plain_merge(arrays(base), adapter)), family
         to_canonical(found, host.architectures[family])
+
+
+def test_a_word_beside_base_and_adapters_is_never_taken_for_an_output_that_may_go(zoo: Zoo, cli: Cli) -> None:
+    """It may be meant as a delta; --force would have replaced that."""
+    base, delta, adapter, out = zoo.base(), zoo.delta(), zoo.adapter("lora"), zoo.folder / "out.gguf"
+    before = {path: path.read_bytes() for path in (*delta.iterdir(), *adapter.iterdir())}
+    lines: list[tuple[str | Path, ...]] = [
+        (delta, "--force"), (delta,), (adapter, "--force"), (delta, out), (base, "--outfile", out)]
+    for words in lines:
+        done = cli("convert", *words, "--base", base, "--lora", adapter)
+        assert done.status == 1 and done.err.count("\n") == 1 and "there is no SRC" in done.err, done.err
+        assert not out.exists()
+    assert before == {path: path.read_bytes() for path in (*delta.iterdir(), *adapter.iterdir())}
+    assert cli("convert", "--base", base, "--lora", adapter, out).status == 0
+    done = cli("convert", "--base", base, "--lora", adapter, out, "--force")
+    assert done.status == 1 and f"--outfile {out} says that it is the output" in done.err
+    assert cli("convert", "--base", base, "--lora", adapter, "--outfile", out, "--force").status == 0
+
+
+def test_matrices_that_a_family_joins_may_have_been_added_to_one_by_one(host: Host, tmp_path: Path, cli: Cli) -> None:
+    """Those that were not still have the type of the base."""
+    for family in host.architectures:
+        zoo = Zoo(tmp_path / family, host)
+        base = zoo.model("base", 3, family=family)
+        names = [name for name, array in arrays(base).items() if array.ndim == 2 and ".0." in name]
+        for number, name in enumerate(names):
+            adapter = zoo.adapter(f"lora{number}", targets=(name,), model=base)
+            to_canonical(overlay(host, base, adapter, encoding=BF16), host.architectures[family])
+    zoo = Zoo(tmp_path / "glm4", host)
+    done = cli("merge", "--base", zoo.folder / "base", "--lora", zoo.folder / "lora0", "--type", "bf16", "--target",
+               tmp_path / "out.gguf")
+    assert done.status == 0 and "the same logits" in done.out
+
+
+@pytest.mark.parametrize(("config", "absent"), [
+    ({"target_modules": ["q_proj"]}, "tensor model.layers.1.self_attn.q_proj.weight, and holds nothing for it"),
+    ({"target_modules": ["q_proj"], "layers_to_transform": [0, 1]}, "model.layers.1.self_attn.q_proj.weight, and"),
+    ({"target_modules": ["o_proj"]}, "layers.0.self_attn.o_proj.weight, model.layers.1.self_attn.o_proj.weight, and"),
+    ({"target_modules": ["lm_head"]}, "tensor lm_head.weight, and holds nothing for it: the file is incomplete"),
+    ({"target_modules": ["model.layers.1.self_attn.k_proj", "mlp.down_proj"]}, "tensor model.layers.0.mlp.down_proj"),
+    ({"target_modules": ["q_proj"], "layers_to_transform": [0]}, None),
+    ({"target_modules": ["q_proj"], "layers_to_transform": 0}, None),
+    ({"target_modules": ["q_proj"], "layers_to_transform": 0, "layers_pattern": "layers"}, None),
+    ({"target_modules": ["q_proj"], "exclude_modules": ["layers.1.self_attn.q_proj"]}, None),
+    ({"target_modules": ["query_key_value", "W_pack", "c_attn"]}, None),
+    ({"target_modules": ".*layers.0.*q_proj"}, None), ({"target_modules": "all-linear"}, None),
+    ({"target_modules": None}, None)])
+def test_an_adapter_that_lacks_what_it_was_trained_on_is_incomplete(zoo: Zoo, host: Host, config: dict[str, Any],
+                                                                    absent: str | None) -> None:
+    """The tensors are those of the first layer's queries, the last's keys and one more."""
+    adapter = zoo.adapter("lora", **config)
+    if absent is None:
+        overlay(host, zoo.base(), adapter)
+        return
+    with pytest.raises(BestiaryError) as caught:
+        overlay(host, zoo.base(), adapter)
+    assert absent in str(caught.value)

@@ -208,11 +208,14 @@ def test_every_family_merges_and_speaks(host: Host, tmp_path: Path) -> None:
     ("family", "is a qwen2, "),
     ("extended", "tokens were added to this base already"),
     ("quantized", "is q8_0; merging wants the model before it was quantized"),
+    ("converted", "is a converted file; a delta is merged in the form in which it was published (huggingface, meta)"),
     ("heads", "num_key_value_heads = 2, in the base 1"),
     ("nothing", "does not exist")])
 def test_a_base_that_does_not_fit_is_refused_in_words(zoo: Zoo, host: Host, cli: Cli, change: str, words: str) -> None:
-    base = zoo.base()
-    if change == "sizes":
+    base, delta = zoo.base(), zoo.delta()
+    if change == "converted":
+        delta = save_as(delta, zoo.folder / "d.gguf", "f16", host).path
+    elif change == "sizes":
         base = zoo.model("small", 1, hidden_size=48)
     elif change in ("missing", "more"):
         weights = arrays(base)
@@ -231,11 +234,52 @@ def test_a_base_that_does_not_fit_is_refused_in_words(zoo: Zoo, host: Host, cli:
     else:
         base = zoo.folder / "nowhere"
     out = zoo.folder / "out.gguf"
-    for line in (("merge", "--base", base, "--delta", zoo.delta(), "--target", out),
-                 ("convert", zoo.delta(), out, "--base", base, "--outtype", "q4_0")):
+    for line in (("merge", "--base", base, "--delta", delta, "--target", out),
+                 ("convert", delta, out, "--base", base, "--outtype", "q4_0")):
         done = cli(*line)
         assert done.status == 1 and done.err.count("\n") == 1 and words in done.err
         assert not out.exists() and not list(zoo.folder.glob("*.part*"))
+
+
+def test_another_model_of_the_same_sizes_is_said_once_and_not_refused(zoo: Zoo, host: Host, cli: Cli) -> None:
+    """As LLaMA 2 is, for a delta of LLaMA's."""
+    out, theirs = zoo.folder / "out.gguf", config_of(zoo.delta())
+    (zoo.delta() / "config.json").write_text(json.dumps({**theirs, "_name_or_path": "/home/x/llama-7b"}))
+    other = copied(zoo.base(), "other")
+    (other / "config.json").write_text(json.dumps({
+        **config_of(other), "rms_norm_eps": 1e-5, "rope_theta": 5e5, "max_position_embeddings": 4096,
+        "_name_or_path": "meta-llama/Llama-2-7b-hf"}))
+    for line in (("merge", "--base", other, "--delta", zoo.delta(), "--target", out, "--force"),
+                 ("convert", zoo.delta(), out, "--base", other, "--force")):
+        done = cli(*line)
+        assert done.status == 0 and done.err.count("\n") == 1
+        assert f"{zoo.delta()} may be a delta for another model than {other}: rms_norm_eps = 1e-06, in the base " \
+            "1e-05; rope_theta = 10000.0, in the base 500000.0; max_position_embeddings = 128, in the base 4096; " \
+            "they name themselves '/home/x/llama-7b' and 'meta-llama/Llama-2-7b-hf'" in done.err
+    named = copied(zoo.base(), "named")
+    (named / "config.json").write_text(json.dumps({**config_of(named), "_name_or_path": "someone/llama"}))
+    for base in (named, as_meta(zoo, zoo.base()), save_as(zoo.base(), zoo.folder / "b.gguf", "f16", host).path):
+        assert not cli("convert", zoo.delta(), out, "--base", base, "--force").err
+
+
+def test_a_delta_that_is_taken_for_a_model_is_said_to_be_one(host: Host, tmp_path: Path, cli: Cli) -> None:
+    """As they are: little was changed in training. Its sum with the base is not."""
+    for family, size in (("llama", 0.3), ("gpt2", 0.01), ("gptneox", 0.01), ("bloom", 0.3)):
+        zoo = Zoo(tmp_path / family, host)
+        base = zoo.model("base", 1, family=family)
+        random, weights = np.random.default_rng(3), arrays(base)
+        delta = write(zoo.folder / "delta", {name: (size * random.standard_normal(array.shape)).astype(np.float16)
+                                             for name, array in weights.items()}, config_of(base), ROWS)
+        out, said = zoo.folder / "out.gguf", "it looks like the difference of two models, a delta"
+        lines: list[tuple[str | Path, ...]] = [("convert", delta, out), ("run", "-m", delta, "-p", "x", "-n", "1")]
+        for line in lines:
+            done = cli(*line)
+            assert done.status == 0 and done.err.count(said) == 1, (family, done.err)
+        assert said in cli("inspect", delta).out and said in cli("inspect", out).out
+        lines = [("convert", delta, out, "--base", base, "--force"), ("inspect", out), ("inspect", base)]
+        for line in lines:
+            done = cli(*line)
+            assert said not in f"{done.out}{done.err}" and not done.status
 
 
 def test_a_missing_tensor_of_either_is_named(zoo: Zoo, host: Host) -> None:

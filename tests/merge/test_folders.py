@@ -80,6 +80,12 @@ def test_a_type_may_be_named(zoo: Zoo, host: Host, cli: Cli, kind: str) -> None:
         assert np.isfinite(model.logits([1, 2, ROWS])).all()
 
 
+def test_a_folder_holds_no_quantized_type_and_what_does_is_named(zoo: Zoo, cli: Cli) -> None:
+    done = cli("merge", "--base", zoo.base(), "--delta", zoo.delta(), "--target", zoo.folder / "out", "--type", "q4_0")
+    assert done.status == 1 and done.err.count("\n") == 1 and not (zoo.folder / "out").exists()
+    assert "merge: --type f16" in done.err and "a .gguf file holds it" in done.err
+
+
 def test_what_stands_there_is_kept_and_no_part_of_a_merge_is_overwritten(zoo: Zoo, cli: Cli, tmp_path: Path) -> None:
     base, delta = zoo.base(), zoo.delta()
     before = {path: path.read_bytes() for path in (*base.iterdir(), *delta.iterdir())}

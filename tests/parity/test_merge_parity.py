@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -117,6 +118,65 @@ def test_matrices_that_lie_on_their_side_are_pefts(parity: Parity, tmp_path: Pat
     reference, model = plain(parity, "merge gpt2", "GPT2LMHeadModel", GPT2)
     whole = adapter(model, tmp_path / "lora", 3, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)
     check(parity, reference.path, [tmp_path / "lora"], reference.ids, logits(whole, reference.ids), "adapter, gpt2")
+
+
+TIED: dict[str, dict[str, Any]] = {
+    "saved embedding": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "saved output": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "both saved": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "output": {"target_modules": ["lm_head", "q_proj"]},
+    "neither": {"target_modules": ["q_proj"]},
+}
+
+
+@pytest.mark.parametrize("variant", TIED)
+def test_an_embedding_that_is_the_output_matrix_too_is_trained_alone(parity: Parity, variant: str,
+                                                                     tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    reference, model = plain(parity, "merge tied", config={**LLAMA, "tie_word_embeddings": True})
+    whole = adapter(model, tmp_path / "lora", 1, **TIED[variant])
+    wanted = logits(whole, reference.ids)
+    assert difference(wanted, reference.logits) > 0.05
+    check(parity, reference.path, [tmp_path / "lora"], reference.ids, wanted, f"adapter, tied, {variant}")
+    folder = tmp_path / "merged"
+    folder.mkdir()
+    save_as(reference.path, folder / "out", "f32", parity.host, adapters=[tmp_path / "lora"], format="huggingface")
+    again = type(model).from_pretrained(folder / "out", dtype="float32").eval()
+    assert difference(logits(again, reference.ids), wanted) <= BOUND
+
+
+def test_a_vocabulary_that_grew_in_one_matrix_for_both_is_pefts(parity: Parity, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    reference, model = plain(parity, "merge tied", config={**LLAMA, "tie_word_embeddings": True})
+    whole = adapter(model, tmp_path / "lora", 2, rows=LLAMA["vocab_size"] + 17, target_modules=ALL)
+    ids = reference.ids.copy()
+    ids[::7] = LLAMA["vocab_size"] + np.arange(len(ids[::7])) % 17
+    check(parity, reference.path, [tmp_path / "lora"], ids, logits(whole, ids), "adapter, tied, grown vocabulary")
+
+
+def test_an_output_matrix_on_gpt2_is_trained_alone(parity: Parity, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    reference, model = plain(parity, "merge gpt2", "GPT2LMHeadModel", GPT2)
+    whole = adapter(model, tmp_path / "lora", 3, target_modules=["c_attn", "lm_head"], fan_in_fan_out=True)
+    check(parity, reference.path, [tmp_path / "lora"], reference.ids, logits(whole, reference.ids), "gpt2, output")
+
+
+@pytest.mark.parametrize(("family", "config", "square"), [("GPT2LMHeadModel", GPT2, "attn.c_proj"),
+                                                          ("LlamaForCausalLM", LLAMA, "q_proj")])
+@pytest.mark.parametrize("said", [True, False])
+def test_what_is_said_of_a_modules_side_is_not_believed(parity: Parity, tmp_path: Path, family: str,
+                                                        config: dict[str, Any], square: str, said: bool) -> None:
+    """PEFT looks at the module, when it makes and when it loads an adapter."""
+    peft = pytest.importorskip("peft")
+    reference, model = plain(parity, f"merge side {family}", family, config)
+    adapter(model, tmp_path / "lora", 3, target_modules=[square])
+    file = tmp_path / "lora/adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "fan_in_fan_out": said}))
+    _, model = plain(parity, f"merge side {family}", family, config)
+    whole = peft.PeftModel.from_pretrained(model, tmp_path / "lora").eval()
+    check(parity, reference.path, [tmp_path / "lora"], reference.ids, logits(whole, reference.ids),
+          f"adapter, {family}, {said}")
 
 
 def test_several_are_as_if_put_on_one_after_the_other(parity: Parity, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from bestiary.cli import options, terminal
 from bestiary.errors import BestiaryError, printable
 
 if TYPE_CHECKING:
+    from bestiary.host import Host
     from bestiary.saving import Saved
 
 
@@ -32,6 +34,9 @@ def convert(
     add: options.Add = None,
     base: options.Base = None,
     lora: options.Lora = None,
+    check: Annotated[bool | None, typer.Option(
+        "--check/--no-check",
+        help="Run a merge and its base on a text; by default where the model is small.")] = None,
     output_format: Annotated[str | None, typer.Option(
         "--format", metavar="NAME", help="Output format; by default by OUT's name.")] = None,
     loader: options.Loader = None,
@@ -54,20 +59,23 @@ def convert(
     """Turn a checkpoint into one file that holds everything, or back into a folder as others publish them."""
     from bestiary.saving import save_as
 
-    host = options.host_of(context)
+    host, lora = options.host_of(context), options.adapters(lora)
     if out is not None and out.isdigit() and outtype is None and out in host.quantizers:
         out, outtype = None, out  # an old script's number of a type
     auto = outtype == "auto"
     if infile is not None:
         if source is not None:
             raise BestiaryError(f"two checkpoints: {source} and --input {infile}")
+        if base is not None and lora:
+            raise BestiaryError(f"two checkpoints: --base {base} and --input {infile}")
         source = infile
     if source is None and base is None:
         raise BestiaryError("no checkpoint is named: SRC, or --base with --lora")
     if base is not None and lora:  # the base is what is converted; a word beside it is the output
-        if out is not None:
-            raise BestiaryError("with --base and --lora there is no SRC; one OUT may be named")
+        check_lone_word(source, out or outfile)
         out, source, base = None if source is None else str(source), base, None
+    elif check is not None and base is None and not lora:
+        raise BestiaryError("--check and --no-check are for a merge, with --base or --lora")
     if source is None:
         raise BestiaryError(f"--base {base} wants SRC, a delta or an adapter, or --lora")
     for given, line in ((vocabulary_type, "no use for --vocabtype: what a tokenizer is stands in its file"),
@@ -85,6 +93,30 @@ def convert(
                         context=ctx, config=values, pure=pure, requantize=requantize, force=force,
                         progress=progress)
     report(saved)
+    if base is not None or lora:
+        look(saved, source if base is None else base, check if add is None else False, architecture, host,
+             loader if base is None else None)
+
+
+def look(saved: Saved, base: Path, check: bool | None, architecture: str | None, host: Host,
+         loader: str | None) -> None:
+    """Says what a merge makes of a plain text, and its base."""
+    from bestiary.merging import heard, small
+
+    if small(saved) if check is None else check:
+        line = heard(saved, base, architecture, host, loader)
+        print(line or "not checked: there is no tokenizer")
+
+
+def check_lone_word(word: Path | None, output: str | None) -> None:
+    """Raises BestiaryError where the word beside --base and --lora, an output, may be meant as SRC."""
+    if word is None:
+        return
+    said = "with --base and --lora there is no SRC (of a delta and adapters, the delta is merged first)"
+    if output is not None:
+        raise BestiaryError(f"{said}; {word} and {output} are two outputs")
+    if os.path.lexists(word):
+        raise BestiaryError(f"{said}, and {word} exists: --outfile {word} says that it is the output")
 
 
 def report(saved: Saved) -> None:

@@ -10,7 +10,7 @@ from bestiary.errors import one_line, printable
 
 def text(facts: dict[str, Any]) -> str:
     """The forecast for people."""
-    size, made_for = terminal.size, facts["made_for"]
+    size, made_for, tokens = terminal.size, facts["made_for"], facts["context"]
     tokenizer = f"{'about ' * facts['tokenizer_estimated']}{size(facts['tokenizer_bytes'])} of the file" + \
         ", estimated: it is not here" * facts["tokenizer_estimated"]
     runs = facts["work_bytes"] + facts["program_bytes"]
@@ -19,7 +19,7 @@ def text(facts: dict[str, Any]) -> str:
         ("weights", terminal.amount(facts["weights"]).strip()),
         ("tokenizer", tokenizer),
         ("converting", f"about {size(facts['convert_bytes'])} of memory, whatever the type"),
-        ("context", f"{facts['context']} tokens" + f", made for {made_for}" * (facts["context"] != made_for)),
+        ("context", f"{tokens} token{'s' * (tokens != 1)}" + f", made for {made_for}" * (tokens != made_for)),
     ]
     if facts["cache"]:
         lines += [("its cache", ", ".join(f"{kind} {size(count)}" for kind, count in facts["cache"].items())),

@@ -13,7 +13,8 @@ from bestiary.cli.forecast import text as forecast_text
 from bestiary.errors import BestiaryError, one_line, printable
 
 SHOWN = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-         "head_dim", "vocab_size", "max_position_embeddings", "rope_theta", "rope_scaling", "sliding_window",
+         "head_dim", "vocab_size", "max_position_embeddings", "rms_norm_eps", "layer_norm_epsilon", "rope_theta",
+         "rope_scaling", "sliding_window",
          "tie_word_embeddings")
 """What most people look for in a config; --json has all of it."""
 

@@ -24,7 +24,7 @@ def merge(
         "--target", "--target-model-path", "--output-dir", metavar="PATH", help="Output, a folder or a file.")],
     delta: Annotated[Path | None, typer.Option(
         "--delta", "--delta-path", metavar="PATH", help="A delta: what is added to every weight of the base.")] = None,
-    lora: Annotated[list[Path] | None, typer.Option(
+    lora: Annotated[list[str] | None, typer.Option(
         "--lora", "--lora-model", metavar="PATH", help="An adapter; several are put on in the order given.")] = None,
     output_format: Annotated[str | None, typer.Option(
         "--format", "--output-type", metavar="NAME", help="Output format; by default by the target's name.")] = None,
@@ -42,7 +42,7 @@ def merge(
     from bestiary.merging import merge_as
 
     host = options.host_of(context)
-    adapters = [part for path in lora or () for part in listed(path)]
+    adapters = options.adapters(lora)
     if (delta is None) == (not adapters):
         raise BestiaryError("--delta or --lora: one of the two is merged with the base")
     writer = writer_of(host, target, output_format)
@@ -54,11 +54,6 @@ def merge(
                                 architecture=architecture, force=force, progress=progress)
     report(saved)
     print(found)
-
-
-def listed(path: Path) -> list[Path]:
-    """One path, or several with commas, as an older program takes them."""
-    return [path] if path.exists() or "," not in str(path) else [Path(part.strip()) for part in str(path).split(",")]
 
 
 def writer_of(host: Host, target: Path, name: str | None) -> Writer:

@@ -46,7 +46,7 @@ Add = Annotated[Path | None, typer.Option(
     "--add", metavar="PATH", help="A checkpoint of further tensors, a trained prefix for example.")]
 Base = Annotated[Path | None, typer.Option(
     "--base", metavar="PATH", help="The model that a delta or an adapter was made for.")]
-Lora = Annotated[list[Path] | None, typer.Option(
+Lora = Annotated[list[str] | None, typer.Option(
     "--lora", metavar="PATH", help="An adapter for the base; several are put on in the order given.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
@@ -158,6 +158,16 @@ def source_path(host: Host, path: Path) -> Path:
                 log.warning("there is no %s; %s is taken", path, other)
                 return other
     return path
+
+
+def adapters(given: list[str] | None) -> list[str]:
+    """Each is one path, or several with commas, as an older program takes them. Raises BestiaryError for an empty
+    one."""
+    found = [path for text in given or () for path in
+             ([text] if "," not in text or Path(text).exists() else map(str.strip, text.split(",")))]
+    if "" in found:
+        raise BestiaryError("--lora names no adapter: a path is empty")
+    return found
 
 
 def vocabulary_path(path: Path | None) -> Path | None:

@@ -72,6 +72,7 @@ def run(
     add: options.Add = None,
     loader: options.Loader = None,
     architecture: options.Architecture = None,
+    config: options.ConfigValues = None,
     rms_eps: options.RmsEps = None,
     rope_base: options.RopeBase = None,
     rope_scale: options.RopeScale = None,
@@ -116,8 +117,8 @@ def run(
         loaded = load(options.model_path(host, model), backend, options.usable(threads, "-t"), ctx or None, type, host,
                       tokenizer=tokenizer, batch=batch, threads_prefill=options.usable(threads_batch, "-tb"),
                       cache_type_k=cache_type_k or f32, cache_type_v=cache_type_v or f32, loader=loader,
-                      architecture=architecture, config=options.overrides(rms_eps, rope_base, rope_scale), add=add,
-                      progress=progress)
+                      architecture=architecture, add=add, progress=progress,
+                      config={**options.overrides(rms_eps, rope_base, rope_scale), **options.config_values(config)})
     with loaded:
         seconds = time.perf_counter() - started
         if verbose_prompt:

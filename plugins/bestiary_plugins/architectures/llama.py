@@ -35,14 +35,19 @@ def interleave(config: Config, heads: int) -> Regroup:
     """Hugging Face rotates columns (j, j + d/2) of a head, the canonical order (2j, 2j + 1): row 2j + c of a head is
     its row c * d/2 + j."""
     size = head_dim(config)
-    if size % 2:
-        raise BestiaryError(f"heads of {size} cannot be rotated; head_dim must be even")
     return Regroup((heads, 2, size // 2), (0, 2, 1))
 
 
 def head_dim(config: Config) -> int:
-    return whole(config, "head_dim", whole(config, "hidden_size", high=WIDEST) // query_heads(config),
-                 high=LARGEST_HEAD)
+    width, heads = whole(config, "hidden_size", high=WIDEST), query_heads(config)
+    if config.get("head_dim") is None and width % heads:
+        raise BestiaryError(f"hidden_size = {width} in the config; without head_dim it must be a multiple of the "
+                            f"{heads} heads")
+    size = whole(config, "head_dim", width // heads, high=LARGEST_HEAD)
+    if size % 2:
+        raise BestiaryError(f"heads of {size} cannot be rotated; head_dim, or hidden_size / num_attention_heads, must "
+                            "be even")
+    return size
 
 
 def query_heads(config: Config) -> int:

@@ -146,9 +146,9 @@ def open_part(path: Path) -> Part:
     if head is None:
         start = read_start(file)
         if start is not None and (start.container, start.version) not in TYPES:
-            versions = [str(version) for name, version in TYPES if name == start.container] or ["none"]
-            raise BestiaryError(f"{path} is a {start.container} file of version {start.version}; of LLaMA, versions "
-                                f"{', '.join(versions)} are read")
+            versions = [str(version) for name, version in TYPES if name == start.container]
+            known = f"versions {', '.join(versions)} are read" if versions else "there are no such files"
+            raise BestiaryError(f"{path} is a {start.container} file of version {start.version}; of LLaMA, {known}")
         raise BestiaryError(f"{path} is no LLaMA file of llama.cpp before GGUF, or it is truncated")
     if wrong := wrong_sizes(head):
         raise BestiaryError(f"{path}: {wrong}")

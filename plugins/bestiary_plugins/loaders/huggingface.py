@@ -138,7 +138,8 @@ def folder_tensors(folder: Path) -> dict[str, Tensor]:
     names = [name for kind in WEIGHTS for name in (kind.single, kind.shards)]
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     hint = f"; to read {others[0]!r:.80} name that file" if others else ""
-    raise BestiaryError(f"no weights in {folder}: neither {' nor '.join(names)}{hint}")
+    raise BestiaryError(f"no weights in {folder}: neither {' nor '.join(names)}{hint}; "
+                         "`inspect --plan` says from its config what they will take")
 
 
 def file_tensors(path: Path) -> dict[str, Tensor]:

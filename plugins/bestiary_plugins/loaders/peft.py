@@ -35,13 +35,15 @@ WEIGHTS: Mapping[str, Callable[[DataFile], Mapping[str, Tensor]]] = {
 """In the order of preference."""
 MOST_RANK = 1 << 16
 
-READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out",
-        "modules_to_save", "base_model_name_or_path", "init_lora_weights", "bias", "use_dora"}
+READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save",
+        "base_model_name_or_path", "init_lora_weights", "bias", "use_dora", "target_modules", "exclude_modules",
+        "layers_to_transform", "layers_pattern"}
 OF_TRAINING = {"task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "lora_dropout",
-               "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core",
-               "loftq_config", "eva_config", "corda_config", "qalora_group_size", "merge_weights", "runtime_config"}
-"""Keys that say how an adapter was trained, or which tensors it holds, as the tensors themselves do. What is in neither
-list is refused where it is set."""
+               "megatron_core", "loftq_config", "eva_config", "corda_config", "qalora_group_size", "merge_weights",
+               "runtime_config", "fan_in_fan_out"}
+"""Keys that say how an adapter was trained, or which tensors it holds, as the tensors themselves do. On which side a
+matrix lies follows from the model, as PEFT has it, whatever fan_in_fan_out says. What is in neither list is refused
+where it is set."""
 KEEPS_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 """Ways to begin a training that leave the base as it was; after the others an adapter belongs to another base."""
 FACTORS = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(?:\.default)?(?P<end>\.weight)?")
@@ -92,7 +94,7 @@ def open_peft(path: Path) -> Checkpoint:
         raise BestiaryError(said if said.startswith(str(folder)) else f"{folder / name}: {said}") from None
     base = config.get("base_model_name_or_path")
     return Checkpoint(path, {}, replaced, NAMING, folder_material(folder), source=(open_peft, (path,)),
-                      adapter=Adapter(added, base if isinstance(base, str) else ""))
+                      adapter=Adapter(added, base if isinstance(base, str) else "", trained_on(config)))
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -110,6 +112,31 @@ def check_config(config: Mapping[str, Any]) -> None:
         if key not in READ | OF_TRAINING and value not in (None, False, {}, [], ""):
             raise BestiaryError(f"{key} = {short(value)} is not implemented")
     one_of(config, "bias", ("none", "all", "lora_only"), "none")
+
+
+def trained_on(config: Mapping[str, Any]) -> Callable[[str], bool] | None:
+    """Whether a matrix of that name is one of target_modules; None where those are told by an expression. A name there
+    that no module has is nothing: people list those of several families."""
+    targets, excluded, layers = (config.get(key) for key in ("target_modules", "exclude_modules",
+                                                             "layers_to_transform"))
+    if not isinstance(targets, list) or isinstance(excluded, str) or config.get("layers_pattern"):
+        return None
+    wanted, unwanted = words(config, "target_modules"), words(config, "exclude_modules")
+    saved = words(config, "modules_to_save")
+
+    def trained(name: str) -> bool:
+        module = name.removesuffix(".weight")
+        if module == name or any(f".{part}." in f".{module}." for part in saved):
+            return False
+        if any(f".{module}".endswith(f".{part}") for part in unwanted):
+            return False
+        if module in wanted or layers in (None, []):
+            return any(f".{module}".endswith(f".{part}") for part in wanted)
+        number = re.search(r"[.](\d+)[.]", module)
+        return (number is not None and int(number[1]) in (layers if isinstance(layers, list) else [layers])
+                and any(module.endswith(f".{part}") for part in wanted))
+
+    return trained
 
 
 def sorted_out(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -158,7 +185,7 @@ def product(module: str, up: Tensor, down: Tensor, embedding: bool, config: Mapp
         raise BestiaryError(f"{module} has lora_B of {list(up.shape)} and lora_A of {list(down.shape)}; with r = "
                             f"{rank} they are of [rows, {rank}] and [{rank}, columns]")
     factor = alpha / (math.sqrt(rank) if flag(config, "use_rslora") else rank)
-    return LowRank(up, down, factor, transposed=embedding or flag(config, "fan_in_fan_out"))
+    return LowRank(up, down, factor, transposed=embedding)
 
 
 def patterned(module: str, config: Mapping[str, Any], patterns: str, key: str, default: int) -> Any:
@@ -166,7 +193,8 @@ def patterned(module: str, config: Mapping[str, Any], patterns: str, key: str, d
     for pattern, value in section(config, patterns).items():
         if not re.fullmatch(r"\^?[A-Za-z0-9_.]+", pattern):
             raise BestiaryError(f"{patterns} has the key {short(pattern)}; names of modules and ends of them are read, "
-                                "no other expressions")
+                                "no other expressions: in its place a key for each module that it means will do, "
+                                "'q_proj' for example")
         if module == pattern.lstrip("^") or pattern[0] != "^" and module.endswith(f".{pattern}"):
             return value
     return default if config.get(key) is None else config[key]

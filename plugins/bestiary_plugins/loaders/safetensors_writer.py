@@ -27,7 +27,7 @@ def check_plain(tensors: Mapping[str, Tensor], what: str) -> None:
     for name, tensor in tensors.items():
         if tensor.encoding.name not in SPELLED:
             raise BestiaryError(f"tensor {name} is {tensor.encoding.name}, and {what} holds {', '.join(SPELLED)} only: "
-                                "--outtype f16 decodes it")
+                                "--outtype f16 decodes it (merge: --type f16); a .gguf file holds it as it is")
 
 
 def save_tensors(folder: NewFolder, tensors: Mapping[str, Tensor], shard_bytes: int, done: Done) -> None:
