@@ -73,6 +73,12 @@ class Sides:
     def theirs(self, cpus: Iterable[int]) -> Child:
         return Child([self.peer_python, str(HERE / "llama_cpp_side.py")], cpus, {"PYTHONPATH": ""})
 
+    def quantize(self, source: Path, to: Path, type: str, all_alike: bool) -> None:
+        """Has llama.cpp make a file of the type from one of f16."""
+        print(f"llama.cpp quantizes {source.name} to {type}", file=sys.stderr, flush=True)
+        with self.theirs(usable_cpus()) as child:
+            child.do("quantize", source=str(source), target=str(to), type=type, all_alike=all_alike)
+
 
 def compiled_probes(folder: Path, isa: str | None) -> Path:
     """The probes, for the processor at hand."""

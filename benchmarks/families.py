@@ -49,9 +49,10 @@ def main() -> None:
     host, results = Host(), list[dict[str, Any]]()
     sides, cpus = Sides(sys.executable, given.isa), usable_cpus()[:given.threads]
     with temporary(), contextlib.ExitStack() as stack:
+        paths = {shape: synthetic.made(synthetic.SHAPES[shape], shape, given.type, given.models, host)
+                 for shape in shapes}
         children = {}
-        for shape in shapes:
-            path = synthetic.made(synthetic.SHAPES[shape], shape, given.type, given.models, host)
+        for shape, path in paths.items():
             children[shape] = stack.enter_context(sides.ours(cpus))
             children[shape].do("begin", path=str(path), threads=given.threads, trials=False)
         isa = children[BESIDE].do("facts")["isa"]
@@ -62,7 +63,7 @@ def main() -> None:
             for i in range(given.rounds):
                 for shape in shapes if i % 2 else shapes[::-1]:
                     runs[shape].append(children[shape].do("sample", seconds=given.seconds))
-            results += [row(test, shape, runs, given.type, host) for shape in shapes]
+            results += [row(test, shape, runs, paths, host) for shape in shapes]
     if given.json:
         print(json.dumps({"isa": isa, "threads": given.threads, "type": given.type, "rows": results}, indent=1))
         return
@@ -74,11 +75,12 @@ def main() -> None:
         print(f"{one['test']:12}{one['shape']:12}{one['speed']:>10.1f}{work:>16}{said}")
 
 
-def row(test: Test, shape: str, runs: dict[str, list[float]], type: str, host: Host) -> dict[str, Any]:
+def row(test: Test, shape: str, runs: dict[str, list[float]], paths: dict[str, Path], host: Host) -> dict[str, Any]:
     """speed: tokens a second. work: bytes or multiply-adds a second. ratio: of the work, to that of BESIDE."""
     def amount(name: str) -> int:
-        config = synthetic.SHAPES[name]
-        return synthetic.read(config, type, host) if test.kind == "decode" else synthetic.multiplied(config, host)
+        if test.kind == "decode":
+            return synthetic.read(paths[name], host)
+        return synthetic.multiplied(synthetic.SHAPES[name], host)
 
     per_token = amount(shape) / amount(BESIDE)
     ratios = [per_token * a / b for a, b in zip(runs[shape], runs[BESIDE], strict=True)]

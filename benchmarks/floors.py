@@ -24,6 +24,7 @@ class Floor(NamedTuple):
     isa: str = ""
 
 
+K_QUANTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs", "iq4_nl", "q4_k_m", "q5_k_m")
 AT_MOST = (LOAD, ALLOWED)
 FLOORS = (
     Floor("prefill512", PEER, 2.1, ("q4_0",), isa="avx512"),
@@ -40,6 +41,9 @@ FLOORS = (
     Floor("decode", LIMIT, 0.85),
     Floor("decode", PEER, 1.3, ("q4_0",), threads=1),
     Floor("decode", PEER, 1.2, ("q8_0",), threads=1),
+    Floor("prefill512", PEER, 2.0, ("q4_k", "q5_k", "q6_k", "q4_k_m", "q5_k_m")),
+    Floor("prefill512", PEER, 2.5, ("q2_k", "q3_k", "iq4_xs", "iq4_nl")),
+    Floor("decode", PEER, 1.2, K_QUANTS, threads=1),
     Floor("decode2000", PEER, 1.4),
     Floor("decode8", PEER, 2.0, ("q4_0",)),
     Floor("decode8", PEER, 3.0, ("q8_0",)),

@@ -196,6 +196,13 @@ class LlamaCpp(Program):
         api.llama_model_free(self.model)
         self.model = None
 
+    def quantize(self, source: str, target: str, type: str, all_alike: bool) -> None:
+        """Every matrix in the type named, or the mix of types that llama.cpp makes under that name."""
+        settings = api.llama_model_quantize_default_params()
+        settings.ftype, settings.pure = getattr(api, f"LLAMA_FTYPE_MOSTLY_{type}"), all_alike
+        if status := api.llama_model_quantize(source.encode(), target.encode(), settings):
+            raise SystemExit(f"llama_model_quantize returned {status} for {type}")
+
     def facts(self) -> dict[str, str]:
         return {"llama-cpp-python": api.__version__,
                 "built with": " ".join(part.split(" = ")[0] for part in

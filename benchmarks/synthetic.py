@@ -1,14 +1,15 @@
 """Models of real shapes and random weights as GGUF files that Bestiary and llama.cpp both run.
 
-Only the time that a weight takes is of interest, so its bytes are drawn, not quantized. Their scales are such that
-activations keep the size that they have in a trained model.
+Only the time that a weight takes is of interest, so its bytes are drawn. Their scales are such that activations keep
+the size that they have in a trained model. K-quants, their kin and mixes are what llama.cpp's quantizer makes of the
+f16 file.
 """
 
 from __future__ import annotations
 
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,13 @@ def wide_blocks(random: np.random.Generator, count: int, deviation: float, halve
     return data
 
 
+def powers(random: np.random.Generator, count: int, deviation: float) -> Bytes:
+    """mxfp4's blocks: a power of two and 32 codes of four bits, each a sign and one of 0, 0.5, 1, 1.5, 2, 3, 4, 6."""
+    data = np.frombuffer(random.bytes(count * 17), np.uint8).reshape(count, 17).copy()
+    data[:, 0] = 127 + round(float(np.log2(deviation / 2.93))) + random.integers(-1, 2, count)
+    return data
+
+
 DRAWN: Mapping[str, Any] = {
     "f16": lambda random, count, deviation: plain(random, count, deviation, 10, 15),
     "bf16": lambda random, count, deviation: plain(random, count, deviation, 7, 127),
@@ -112,8 +120,18 @@ DRAWN: Mapping[str, Any] = {
     "q4_0_v1": lambda random, count, deviation: wide_blocks(random, count, deviation, False),
     "q4_1": lambda random, count, deviation: blocks(random, count, deviation, 20, 4.6, -7.5),
     "q5_0": lambda random, count, deviation: blocks(random, count, deviation, 22, 9.2),
+    "mxfp4": powers,
 }
 """Encoding -> (generator, blocks, standard deviation of the weights) to their bytes."""
+
+QUANTIZED = {"q2_k": ("Q2_K", True), "q3_k": ("Q3_K_S", True), "q4_k": ("Q4_K_S", True), "q5_k": ("Q5_K_S", True),
+             "q6_k": ("Q6_K", True), "iq4_nl": ("IQ4_NL", True), "iq4_xs": ("IQ4_XS", True),
+             "q2_k_m": ("Q2_K", False), "q3_k_m": ("Q3_K_M", False), "q4_k_m": ("Q4_K_M", False),
+             "q5_k_m": ("Q5_K_M", False)}
+"""Name here -> llama.cpp's for what its quantizer makes, and whether every matrix is to be of that type."""
+
+Quantize = Callable[[Path, Path, str, bool], None]
+"""(f16 file, file to make, llama.cpp's name of a type, whether for every matrix)."""
 
 
 class RandomTensor(Tensor):
@@ -175,11 +193,11 @@ def multiplied(config: Config, host: Host) -> int:
     return sum(rows * columns for name, (rows, columns) in matrices(config, host).items() if name.startswith("blk."))
 
 
-def read(config: Config, type: str, host: Host) -> int:
+def read(path: Path, host: Host) -> int:
     """Bytes of weights that a step of decoding reads: all matrices but an embedding that is only looked up in."""
-    found, encoding = matrices(config, host), host.encodings[type]
+    found = {name: tensor for name, tensor in host.open(path).tensors.items() if len(tensor.shape) == 2}
     looked_up = "token_embd.weight" if "output.weight" in found else None
-    return sum(rows * encoding.row_bytes(columns) for name, (rows, columns) in found.items() if name != looked_up)
+    return sum(tensor.nbytes for name, tensor in found.items() if name != looked_up)
 
 
 def cached(config: Config, tokens: int, host: Host) -> int:
@@ -198,10 +216,17 @@ def graph(config: Config, host: Host) -> Graph:
     return family.graph(normal, normal["max_position_embeddings"])
 
 
-def made(config: Config, name: str, type: str, folder: Path, host: Host) -> Path:
-    """The file of that name in the folder, written where it is not there yet: it is there whole or not at all."""
+def made(config: Config, name: str, type: str, folder: Path, host: Host, quantize: Quantize | None = None) -> Path:
+    """The file of that name in the folder, written where it is not there yet: it is there whole or not at all.
+    quantize: what makes those of QUANTIZED."""
     path = folder / f"{name}-{type}.gguf"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    if type in QUANTIZED and quantize:
+        part = path.with_suffix(".part")
+        quantize(made(config, name, "f16", folder, host), part, *QUANTIZED[type])
+        part.rename(path)
+    else:
         host.writers["gguf"].save(checkpoint(config, type, host), path, host)
     return path

@@ -47,7 +47,8 @@ CHECK, LOAD, CLAMPED = "check", "load", "clamped8"
 ASKED = 8
 """Threads that the test CLAMPED asks for."""
 CLAMPED_TESTS = {"prefill128": Test("prefill", 128), "decode": Test("decode", 4)}  # short: llama.cpp may take seconds
-TYPES = ("f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0")
+TYPES = ("f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "mxfp4", *synthetic.QUANTIZED)
+USUAL = ("f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q4_k", "q6_k", "q4_k_m")
 ARITHMETIC = {"f16": ("f32",), "bf16": ("bf16", "f32")}
 """Encoding -> the multiply-adds that its prefill is made of, the first that there are; int8 for all others."""
 LOADED_TOKENS = 520
@@ -90,9 +91,9 @@ class Comparison:
         self.given, self.sides, self.host, self.probes = given, sides, host, probes
         self.shape, self.type, self.threads = shape, type, threads
         self.config = synthetic.SHAPES[shape]
-        self.path = synthetic.made(self.config, shape, type, given.models, host)
-        self.tiny = synthetic.made(synthetic.TINY[self.config["model_type"]], f"tiny-{self.config['model_type']}", type,
-                                   given.models, host)
+        family = self.config["model_type"]
+        self.path, self.tiny = (synthetic.made(config, name, type, given.models, host, sides.quantize)
+                                for config, name in ((self.config, shape), (synthetic.TINY[family], f"tiny-{family}")))
         self.cpus = usable_cpus()[:threads]
         warm(self.path)
 
@@ -164,7 +165,7 @@ class Comparison:
     def amount(self, test: Test) -> float:
         """What a token takes of the limit: bytes read, or multiply-adds with weights."""
         if test.kind == "decode":
-            return synthetic.read(self.config, self.type, self.host) / test.sequences
+            return synthetic.read(self.path, self.host) / test.sequences
         return synthetic.multiplied(self.config, self.host)
 
     def check(self, ours: Child, theirs: Child) -> Row:
@@ -283,7 +284,8 @@ def arguments() -> argparse.Namespace:
 
     parser.add_argument("--shape", type=names(synthetic.SHAPES), default=["1.1b"], metavar="NAME,...",
                         help=", ".join(synthetic.SHAPES))
-    parser.add_argument("--types", type=names(TYPES), default=list(TYPES), metavar="NAME,...", help=", ".join(TYPES))
+    parser.add_argument("--types", type=names(TYPES), default=list(USUAL), metavar="NAME,...",
+                        help=f"{', '.join(TYPES)}; by default {', '.join(USUAL)}")
     parser.add_argument("--threads", type=lambda text: [int(count) for count in text.split(",")], default=[1, 2],
                         metavar="N,...")
     tests = (CHECK, *TESTS, CLAMPED, LOAD)

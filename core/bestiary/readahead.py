@@ -1,4 +1,5 @@
-"""The bytes of tensors in order, computed on all cores: quantizing a file is bound by arithmetic, not by the disk."""
+"""Work done in order on all cores, the bytes of tensors above all: quantizing a file is bound by arithmetic, not by the
+disk."""
 
 from __future__ import annotations
 
@@ -6,13 +7,18 @@ import contextlib
 import os
 from _thread import allocate_lock, start_new_thread
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bestiary.tensor import Tensor, chunks, read_exactly
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def read_ahead(tensors: Iterable[Tensor], threads: int | None = None,
@@ -23,55 +29,61 @@ def read_ahead(tensors: Iterable[Tensor], threads: int | None = None,
     with the tensors. What reading a tensor raises is raised here, and nothing further is begun. Tensors of which each
     range reads all (a transposed one) are read by several threads at once too: their memory counts that often.
     """
-    threads = threads or usable_cpus()
+    def read(item: tuple[int, Tensor, int, int]) -> tuple[int, int, NDArray[np.uint8]]:
+        index, tensor, first, last = item
+        return index, first, read_exactly(tensor, first, last)
+
     ranges = ((index, tensor, first, last) for index, tensor in enumerate(tensors)
               for first, last in chunks(tensor, bytes_at_a_time))
+    return done_ahead(read, ranges, threads or usable_cpus())
+
+
+def done_ahead(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """work(item) of each, in order, with at most two a thread done or begun ahead. What it raises is raised here, and
+    nothing further is begun; what has begun has ended when this has."""
     if threads == 1:
-        for index, tensor, first, last in ranges:
-            yield index, first, read_exactly(tensor, first, last)
+        yield from map(work, items)
         return
-    todo: SimpleQueue[Reading | None] = SimpleQueue()
-    pending: deque[Reading] = deque()
+    todo: SimpleQueue[Task[Any] | None] = SimpleQueue()
+    pending: deque[Task[Result]] = deque()
     try:
         for _ in range(threads):
             with contextlib.suppress(RuntimeError):  # the system has no thread left: there are fewer then
-                start_new_thread(work, (todo,))
-        for index, tensor, first, last in ranges:
-            pending.append(Reading(index, tensor, first, last))
+                start_new_thread(help_with, (todo,))
+        for item in items:
+            pending.append(Task(partial(work, item)))
             todo.put(pending[-1])
             if len(pending) >= 2 * threads:
-                done = pending.popleft()
-                yield done.index, done.first, done.result()
+                yield pending.popleft().result()
         while pending:
-            done = pending.popleft()
-            yield done.index, done.first, done.result()
+            yield pending.popleft().result()
     finally:
         for _ in range(threads):
             todo.put(None)
-        for reading in [reading for reading in pending if not reading.drop()]:
-            reading.wait()
+        for task in [task for task in pending if not task.drop()]:
+            task.wait()
 
 
-class Reading:
-    """A range that is read by whoever comes first: a thread, or he who needs it.
+class Task(Generic[Result]):
+    """Work that is done by whoever comes first: a thread, or he who needs it.
 
     Of the library's own threads and futures this has one thing more: it cannot wait for what nobody does. There, a
     thread that runs out of memory as it begins leaves its starter waiting for ever."""
 
-    __slots__ = ("_begun", "_ended", "_error", "_rows", "first", "index", "last", "tensor")
+    __slots__ = ("_begun", "_ended", "_error", "_given", "_work")
 
-    def __init__(self, index: int, tensor: Tensor, first: int, last: int) -> None:
-        self.index, self.tensor, self.first, self.last = index, tensor, first, last
+    def __init__(self, work: Callable[[], Result]) -> None:
+        self._work = work
         self._begun, self._ended = allocate_lock(), allocate_lock()
         self._ended.acquire()
-        self._rows: NDArray[np.uint8] | None = None
+        self._given: list[Result] = []
         self._error: BaseException | None = None
 
-    def read(self) -> None:
+    def do(self) -> None:
         """Nothing, where another has begun."""
         if self._begun.acquire(False):
             try:
-                self._rows = read_exactly(self.tensor, self.first, self.last)
+                self._given.append(self._work())
             except BaseException as error:
                 self._error = error
             finally:
@@ -85,19 +97,19 @@ class Reading:
         """For him who has begun."""
         self._ended.acquire()
 
-    def result(self) -> NDArray[np.uint8]:
-        self.read()
+    def result(self) -> Result:
+        self.do()
         self.wait()
         error, self._error = self._error, None  # kept, it would keep all that its traceback holds
-        if self._rows is None:
+        if not self._given:
             raise error or MemoryError
-        return self._rows
+        return self._given.pop()
 
 
-def work(todo: SimpleQueue[Reading | None]) -> None:
+def help_with(todo: SimpleQueue[Task[Any] | None]) -> None:
     """What a thread does until it is given None."""
-    while (reading := todo.get()) is not None:
-        reading.read()
+    while (task := todo.get()) is not None:
+        task.do()
 
 
 def usable_cpus() -> int:

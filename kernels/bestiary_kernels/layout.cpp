@@ -444,34 +444,51 @@ void put_number(uint8_t *header, i64 lane, bool wide, float value, uint16_t half
     else std::memcpy(header + lane * 2, &half, 2);
 }
 
-// One row's codes, of any layout. code: room for all blocks, what lies beyond the columns is 0.
-void pack_codes(const Matrix &m, const Layout &layout, const uint8_t *row, i64 at, uint8_t *code) {
-    layout.read_codes(row, code);
-    if (m.kind == kByte && !layout.book.empty())
-        for (i64 i = 0; i < layout.columns; ++i) code[i] = layout.rounded[code[i]];
+// 32 codes of a row as its lane of a packed block: 4 bytes of every vector.
+void squeeze(int32_t kind, const uint8_t *c, uint8_t *to) {
+    if (kind == kByte) {
+        std::memcpy(to, c, 32);
+        return;
+    }
+    if (kind != kTwo && kind != kThree) {
+        for (int i = 0; i < 16; ++i) to[i] = (uint8_t)((c[i] & 15) | c[16 + i] << 4);
+        to += 16;
+    }
+    if (kind == kTwo || kind == kThree || kind == kSix) {
+        const int from = kind == kSix ? 4 : 0;
+        for (int i = 0; i < 8; ++i)
+            to[i] = (uint8_t)((c[i] >> from & 3) | (c[8 + i] >> from & 3) << 2 | (c[16 + i] >> from & 3) << 4 |
+                              (c[24 + i] >> from & 3) << 6);
+        to += 8;
+    }
+    if (kind == kThree || kind == kFive) {
+        const int at_bit = kind == kThree ? 2 : 4;
+        uint32_t bits = 0; // one a code
+        for (int j = 0; j < 8; ++j) {
+            uint32_t quad;
+            std::memcpy(&quad, c + 4 * j, 4);
+            bits |= (quad >> at_bit & 0x01010101) << j;
+        }
+        std::memcpy(to, &bits, 4);
+    }
+}
+
+// The codes of `count` rows of a row group, of any layout. code: room for a row's blocks, what lies beyond the columns
+// is 0; squeezed: for `count` rows' blocks of 32 bytes.
+void pack_codes(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 at, i64 count, uint8_t *code,
+                uint8_t *squeezed) {
+    const i64 each = m.code_bytes / kLanes, row = m.blocks * each;
+    for (i64 r = 0; r < count; ++r) {
+        layout.read_codes(rows + r * layout.row_bytes, code);
+        if (m.kind == kByte && !layout.book.empty())
+            for (i64 i = 0; i < layout.columns; ++i) code[i] = layout.rounded[code[i]];
+        for (i64 b = 0; b < m.blocks; ++b) squeeze(m.kind, code + b * kBlock, squeezed + r * row + b * each);
+    }
     uint8_t *to = m.data + at / kLanes * m.group_bytes + at % kLanes * 4;
     for (i64 b = 0; b < m.blocks; ++b) {
-        const uint8_t *c = code + b * kBlock;
         uint8_t *p = to + m.codes_at(b);
-        if (m.kind == kByte) {
-            for (int j = 0; j < 8; ++j, p += 64) std::memcpy(p, c + 4 * j, 4);
-            continue;
-        }
-        uint32_t quads[8], two[2] = {}, bits = 0; // two: bits of a pair's, from bit `from` on; bits: one a code
-        std::memcpy(quads, c, 32);
-        const int from = m.kind == kSix ? 4 : 0, at_bit = m.kind == kThree ? 2 : 4;
-        for (int j = 0; j < 8; ++j) {
-            two[j % 2] |= (quads[j] >> from & 0x03030303) << (j / 2 * 2);
-            bits |= (quads[j] >> at_bit & 0x01010101) << j;
-        }
-        if (m.kind != kTwo && m.kind != kThree)
-            for (int j = 0; j < 4; ++j, p += 64) {
-                const uint32_t x = (quads[j] & 0x0F0F0F0F) | (quads[j + 4] & 0x0F0F0F0F) << 4;
-                std::memcpy(p, &x, 4);
-            }
-        if (m.kind == kTwo || m.kind == kThree || m.kind == kSix)
-            for (int i = 0; i < 2; ++i, p += 64) std::memcpy(p, two + i, 4);
-        if (m.kind == kFive || m.kind == kThree) std::memcpy(p, &bits, 4);
+        for (i64 i = 0; i < each; i += 4, p += 4 * kLanes)
+            for (i64 r = 0; r < count; ++r) std::memcpy(p + 4 * r, squeezed + r * row + b * each + i, 4);
     }
 }
 
@@ -535,6 +552,7 @@ void pack_numbers(const Matrix &m, const Layout &layout, const uint8_t *row, i64
 
 void pack_rows(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 start, i64 count) {
     std::vector<uint8_t> code((size_t)(m.blocks * kBlock));
+    std::vector<uint8_t> squeezed(m.kind < kF32 ? (size_t)(m.blocks * kBlock * kLanes) : 0);
     const size_t numbers = layout.group ? (size_t)((layout.columns + layout.group - 1) / layout.group) : 0;
     std::vector<float> values(numbers);
     std::vector<uint32_t> work(2 * numbers);
@@ -547,8 +565,7 @@ void pack_rows(const Matrix &m, const Layout &layout, const uint8_t *rows, i64 s
             continue;
         }
         if (whole && layout.straight.first >= 0) pack_straight_codes(m, layout, rows, start);
-        else
-            for (i64 i = 0; i < taken; ++i) pack_codes(m, layout, rows + i * layout.row_bytes, start + i, code.data());
+        else pack_codes(m, layout, rows, start, taken, code.data(), squeezed.data());
         if (whole && layout.straight.numbers) {
             if (m.numbers == kSingles) pack_straight_headers<uint32_t>(m, layout, rows, start);
             else pack_straight_headers<uint16_t>(m, layout, rows, start);

@@ -52,7 +52,7 @@ def factors(encoding: Encoding) -> list[Factor]:
 def codes(encoding: Encoding, rows: NDArray[np.uint8]) -> NDArray[np.int64]:
     """The integers that the codes mean, by the slow twin."""
     layout = layout_of(encoding)
-    return gather_joined([rows], layout.codes, columns, layout.signed) - layout.offset
+    return gather_joined([rows], layout.codes, columns, layout.signed).astype(np.int64) - layout.offset
 
 
 def numbers(encoding: Encoding, rows: NDArray[np.uint8], factor: Factor) -> NDArray[np.float32]:

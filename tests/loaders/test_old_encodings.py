@@ -268,28 +268,3 @@ def test_an_embedding_gives_the_bits_of_numpy_on_every_isa(encoding: Encoding, i
     data = random_rows(encoding, 37, 3, 7)
     tensor = BlockTensor(data, (37, 3 * encoding.block_size), encoding)
     same_bits(looked_up(tensor, isa, tied), tensor.decode())
-
-
-@pytest.mark.parametrize("name", sorted(OLD.keys() - HELD.keys()))
-def test_what_the_kernels_do_not_hold_is_named_with_the_reason_and_is_nearly_right(
-        name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """As 8 bits where it is multiplied, as bf16 where it is looked up."""
-    data = random_rows(OLD[name], 40, 2, 9).reshape(80, -1)
-    for form, at in REFERENCE[name][2]:
-        assert form == "e"
-        scales = np.random.default_rng(5).uniform(-0.01, 0.01, 80)
-        data[:, at:at + 2] = scales.astype(np.float16).view(np.uint8).reshape(80, 2)
-    tensor = BlockTensor(data.reshape(40, -1), (40, 512), OLD[name])
-    g = Trace()
-    x = g.embed("table", 40, 512)
-    graph = g.finish(g.linear(x, "matrix", 40), x)
-    plan = CpuBackend().compile(graph, {"table": tensor, "matrix": tensor}, Limits(64, threads=1))
-    assert [record.getMessage() for record in caplog.records] == [
-        f"the cpu backend's kernels do not hold {name} (its scales are signed integers): such weights are kept as "
-        "bf16 and q8_0"]
-    n, weights = np.arange(40, dtype=np.int32), tensor.decode()
-    batch = Batch(n, n[None], n * 0, n)
-    seen = plan.forward(batch, plan.new_cache(), "hidden")
-    np.testing.assert_allclose(seen, weights, rtol=2.0 ** -8)
-    size = np.abs(seen) @ np.abs(weights.T)
-    assert (np.abs(plan.forward(batch, plan.new_cache()) - seen @ weights.T) <= 0.01 * size).all()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -16,6 +15,7 @@ from bestiary.backend import Progress
 from bestiary.encoding import BF16, Bits, Encoding, Factor
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph
+from bestiary.readahead import done_ahead
 from bestiary.tensor import Tensor, encode_plain, read_exactly
 from bestiary_kernels import Layout, Matrix, quantize_q8_0
 from bestiary_plugins.backends.cpu_halves import Wider, fewest, halved, to_halves
@@ -241,25 +241,10 @@ def load(graph: Graph, tensors: Mapping[str, Tensor], threads: int, held: Weight
 
     total = sum(tensors[name].nbytes for name in {item[0] for item in work})
     done = 0
-    for count in _on_threads(one, work, threads):
+    for count in done_ahead(one, work, threads):
         done = min(total, done + count)
         if progress:
             progress(done, total, "loading")
-    for _ in _on_threads(one, [item for name in sorted(wide) for item in place(name, tensors[name].encoding)], threads):
+    for _ in done_ahead(one, [item for name in sorted(wide) for item in place(name, tensors[name].encoding)], threads):
         pass
     return weights
-
-
-def _on_threads(one: Callable[[Piece], int], work: list[Piece], threads: int) -> Iterator[int]:
-    """one(item) for all items, in order; on the calling thread where the system gives no more."""
-    pool = ThreadPoolExecutor(threads)
-    try:
-        try:
-            results: Iterator[int] = pool.map(one, work)
-        except RuntimeError as error:  # can't start new thread
-            pool.shutdown(cancel_futures=True)  # what runs already ends first: nothing is written twice at a time
-            log.warning("loading on one thread: %s", error)
-            results = map(one, work)
-        yield from results
-    finally:
-        pool.shutdown(cancel_futures=True)
