@@ -258,40 +258,65 @@ inline F header_values(const uint8_t *p, bool wide) {
     return wide ? ld((const float *)p) : ld_f16((const uint16_t *)p);
 }
 
+// Bytes as eight at once, which is what they are taken apart in: no instruction set has shifts of bytes.
+inline uint64_t eight(const uint8_t *p) {
+    uint64_t x;
+    std::memcpy(&x, p, 8);
+    return x;
+}
+inline void put_eight(int8_t *p, uint64_t x) { std::memcpy(p, &x, 8); }
+constexpr uint64_t kOnes = 0x0101010101010101; // one in every byte
+
+// The integers of a span's `count` groups, [group][16].
+inline void six_bits(const uint8_t *fours, const uint8_t *twos, i64 count, int8_t *to) {
+    for (i64 i = 0; i < count; i += 4, fours += 32, twos += 16)
+        for (int r = 0; r < 16; r += 8) {
+            const uint64_t top = eight(twos + r);
+            for (int k = 0; k < 4; ++k) {
+                const uint64_t low = eight(fours + k / 2 * 16 + r) >> (k % 2 * 4) & 15 * kOnes;
+                const uint64_t code = low | (top >> (2 * k) & 3 * kOnes) << 4;
+                put_eight(to + (i + k) * 16 + r, (code + 0x60 * kOnes) ^ 0x80 * kOnes); // less 32
+            }
+        }
+}
+inline void nibble_pairs(const uint8_t *pairs, i64 count, int8_t *low, int8_t *high) {
+    for (i64 i = 0; i < 16 * count; i += 8) {
+        const uint64_t x = eight(pairs + i);
+        put_eight(low + i, x & 15 * kOnes), put_eight(high + i, x >> 4 & 15 * kOnes);
+    }
+}
+
 // The header of a span of a nested matrix as f32: for each block its scales, [part][16], then its minimums.
-inline void spread(const Matrix &m, const uint8_t *header, float *out) {
-    const i64 parts = m.half ? 2 : 1, count = m.span * parts;
+template <bool Half, bool Minimum> inline void spread_as(const Matrix &m, const uint8_t *header, float *out) {
+    constexpr i64 parts = Half ? 2 : 1;
+    const i64 count = m.span * parts;
     if (m.numbers == kPowers) {
         for (i64 i = 0; i < count; ++i) {
             uint32_t bits[16];
-            for (int r = 0; r < 16; ++r) // 2 ** -127 is subnormal
-                bits[r] = header[16 * i + r] ? (uint32_t)header[16 * i + r] << 23 : 1u << 22;
+            for (int r = 0; r < 16; ++r) bits[r] = (uint32_t)header[16 * i + r] << 23;
+            for (int r = 0; r < 16; ++r) bits[r] = bits[r] ? bits[r] : 1u << 22; // 2 ** -127 is subnormal
             float x[16];
             std::memcpy(x, bits, sizeof x);
             st(out + 16 * i, mul(ld(x), bc(m.factor)));
         }
         return;
     }
-    const F scale = ld_f16((const uint16_t *)header), low = m.minimum ? ld_f16((const uint16_t *)(header + 32)) : scale;
-    const int8_t *p = (const int8_t *)header + (m.minimum ? 64 : 32);
-    for (i64 i = 0; i < count; ++i, p += 16) {
-        float *to = out + (i - i % parts) * (m.minimum ? 32 : 16) + i % parts * 16;
-        if (m.numbers == kNibblePairs) {
-            int8_t whole[2][16];
-            for (int r = 0; r < 16; ++r) whole[0][r] = p[r] & 15, whole[1][r] = (int8_t)((uint8_t)p[r] >> 4);
-            st(to, mul(ld_i8(whole[0]), scale)), st(to + 16 * parts, mul(ld_i8(whole[1]), low));
-        } else if (m.numbers == kSixBits) {
-            const uint8_t *four = header + 32 + i / 2 * 16, *two = header + 32 + 8 * count + i / 4 * 16;
-            const int of_four = i % 2 * 4, of_two = i % 4 * 2;
-            int8_t whole[16];
-            for (int r = 0; r < 16; ++r)
-                whole[r] = (int8_t)(((four[r] >> of_four & 15) | (two[r] >> of_two & 3) << 4) - 32);
-            st(to, mul(ld_i8(whole), scale));
-        } else {
-            st(to, mul(ld_i8(p), scale));
-            if (m.minimum) st(to + 16 * parts, mul(ld_i8(p + 16 * count), low));
-        }
+    const F scale = ld_f16((const uint16_t *)header), low = Minimum ? ld_f16((const uint16_t *)(header + 32)) : scale;
+    header += Minimum ? 64 : 32;
+    int8_t room[2][kSpread / 2];
+    const int8_t *scales = room[0], *minimums = room[1];
+    if (m.numbers == kSixBits) six_bits(header, header + 8 * count, count, room[0]);
+    else if (m.numbers == kNibblePairs) nibble_pairs(header, count, room[0], room[1]);
+    else scales = (const int8_t *)header, minimums = scales + 16 * count;
+    for (i64 b = 0; b < m.span; ++b) {
+        for (i64 part = 0; part < parts; ++part, scales += 16, out += 16) st(out, mul(ld_i8(scales), scale));
+        for (i64 part = 0; Minimum && part < parts; ++part, minimums += 16, out += 16)
+            st(out, mul(ld_i8(minimums), low));
     }
+}
+inline void spread(const Matrix &m, const uint8_t *header, float *out) {
+    if (m.half) m.minimum ? spread_as<true, true>(m, header, out) : spread_as<true, false>(m, header, out);
+    else m.minimum ? spread_as<false, true>(m, header, out) : spread_as<false, false>(m, header, out);
 }
 
 // Where the numbers of a row group's blocks are, block by block: in its headers, or spread out at the first of a span.

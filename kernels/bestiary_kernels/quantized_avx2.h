@@ -218,7 +218,7 @@ BESTIARY_INLINE void matvec(const Matrix &m, const uint8_t *p, const Input &in, 
         if (!left) {
             header = p, p += m.header, left = m.span;
             if (nested) {
-                for (int g = 0; g < Groups; ++g) spread(m, header + g * m.group_bytes, room + g * kSpread);
+                for (int g = 0; g < Groups; ++g) spread_as<Half, Minimum>(m, header + g * m.group_bytes, room + g * kSpread);
                 header = (const uint8_t *)room;
             }
         }
