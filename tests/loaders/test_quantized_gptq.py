@@ -31,13 +31,12 @@ def packer(bits: int = 4, group: int = 32, symmetric: bool = True, one_less: boo
         if not symmetric:
             zeros = rng.integers(one_less, 1 << bits, (groups, outputs))
         index = rng.permutation(inputs) // size if order else np.arange(inputs) // size
-        values = scales[index].astype(np.float32) * (codes - zeros[index]).astype(np.float32)
-        if order:
-            values = values.astype(np.float16).astype(np.float32)
+        exact = scales[index].astype(np.float32) * (codes - zeros[index]).astype(np.float32)
+        values = exact.astype(np.float16).astype(np.float32) if order else exact
         return Packed({".qweight": plain(stream(codes, bits).view(np.int32)),
                        ".qzeros": plain(np.ascontiguousarray(stream((zeros - one_less).T, bits).T).view(np.int32)),
                        ".scales": plain(scales), ".g_idx": plain(index.astype(np.int32))},
-                      np.ascontiguousarray(values.T))
+                      np.ascontiguousarray(values.T), np.ascontiguousarray(exact.T))
     return pack
 
 
@@ -95,19 +94,6 @@ def odd_groups() -> Pack:
                        ".qzeros": plain(np.ascontiguousarray(stream(zeros, 4).T).view(np.int32))},
                       np.ascontiguousarray(values.T))
     return pack
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_act_order_is_decoded_and_said_once(tmp_path: Path, host: Host, caplog: pytest.LogCaptureFixture,
-                                            bits: int) -> None:
-    made = folders.write(tmp_path, packer(bits, 32, False, True, True), section(bits, 32, False, True, True))
-    with caplog.at_level(logging.WARNING):
-        checkpoint = host.open(made.quantized)
-    folders.check_values(checkpoint, made.values)
-    assert [record.message for record in caplog.records] == [
-        f"{made.quantized}: the groups of 7 weights are not runs of inputs (desc_act), which no layout describes: they "
-        "are decoded to f16"]
-    folders.check_logits(made, host)
 
 
 def test_a_zero_of_zero_survives_where_it_was_taken_from_the_whole_word(tmp_path: Path, host: Host) -> None:

@@ -9,7 +9,7 @@ weight_g_idx: the group of each input. weight[o, i] = scale[o, g] * (code - zero
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,11 @@ from bestiary.decoding import number_from_bits
 from bestiary.encoding import PLAIN, Encoding
 from bestiary.errors import BestiaryError, short
 from bestiary.files import FileTensor
-from bestiary.tensor import Tensor, encode_plain
+from bestiary.tensor import Ordered, Tensor, encode_plain
 from bestiary_plugins.loaders.quantized.fp8 import OF_ACTIVATIONS, block_of, give_scaled
 from bestiary_plugins.loaders.quantized.gptq import read_order
 from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, raw
-from bestiary_plugins.loaders.quantized.rows import NUMBER_BYTES, IntegerRows, unpack
+from bestiary_plugins.loaders.quantized.rows import NUMBER_BYTES, IntegerRows, columns_by_group, pack, unpack
 from bestiary_plugins.loaders.quantized.scaled import E4M3, INT8
 
 log = logging.getLogger("bestiary")
@@ -91,19 +91,21 @@ def read_packed(weights: Settings, parts: Parts) -> None:
     group = group_of(weights) if strategy == "group" else None
     decoded = 0
     for module in parts.ending(".weight_packed"):
-        tensor = take(parts, module, bits, group, symmetric)
-        decoded += tensor.order is not None
-        parts.give(f"{module}.weight_packed", f"{module}.weight", Packed(f"{module}.weight", tensor))
+        weight = take(parts, module, bits, group, symmetric)
+        tensor = Packed(f"{module}.weight", weight)
+        decoded += weight.order is not None and tensor.ordered is None
+        parts.give(f"{module}.weight_packed", tensor.name, tensor)
     for name in [name for name in parts.left if name.endswith(OF_ACTIVATIONS)]:
         parts.drop(name)
     if decoded:
-        log.warning("%s: the groups of %d weights are not runs of inputs (actorder), which no layout describes: they "
-                    "are decoded", parts.folder, decoded)
+        log.warning("%s: the groups of %d weights are no runs of group_size inputs in any order (actorder), which no "
+                    "layout describes: they are decoded", parts.folder, decoded)
 
 
 @dataclass(frozen=True)
 class Weight:
-    """The parts of a weight, known to fit together. order: the group of each input, where these are no runs."""
+    """The parts of a weight, known to fit together. order: the group of each input, where these are no runs. moved: the
+    order that inputs are put in, so that they are."""
 
     bits: int
     layout: IntegerRows
@@ -111,6 +113,7 @@ class Weight:
     scales: FileTensor
     zeros: FileTensor | None
     order: NDArray[np.int64] | None
+    moved: NDArray[np.int64] | None = None
 
 
 class Packed(Tensor):
@@ -120,9 +123,17 @@ class Packed(Tensor):
         self.name, self.shape, self._weight = name, (weight.codes.rows, weight.layout.columns), weight
         self.encoding: Encoding = weight.layout.encoding if weight.order is None else PLAIN[weight.layout.number]
 
+    @property
+    def ordered(self) -> Ordered | None:
+        weight = self._weight
+        moved = None if weight.order is None else columns_by_group(weight.order, weight.layout.group)
+        return None if moved is None else Ordered(Packed(self.name, replace(weight, order=None, moved=moved)), moved)
+
     def read(self, start: int, stop: int) -> Bytes:
         weight = self._weight
         stream = raw(weight.codes, start, stop)
+        if weight.moved is not None:
+            stream = pack(unpack(stream, weight.bits)[:, weight.moved], weight.bits)
         scales = raw(weight.scales, start, stop).reshape(stop - start, weight.scales.columns,
                                                         weight.scales.encoding.block_bytes[0])
         zeros = None if weight.zeros is None else zeros_of(weight.zeros, weight.bits, start, stop)

@@ -9,7 +9,7 @@ the group of each input. weight[o, i] = scales[g, o] * (code - zero[g, o]), g = 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,10 @@ from bestiary.decoding import number_from_bits
 from bestiary.encoding import PLAIN, Encoding
 from bestiary.errors import BestiaryError
 from bestiary.files import FileTensor
-from bestiary.tensor import encode_plain
+from bestiary.tensor import Ordered, encode_plain
 from bestiary_plugins.loaders.quantized.panels import Panel, Panels, Transposed, columns
 from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, raw
-from bestiary_plugins.loaders.quantized.rows import NUMBER_BYTES, IntegerRows, unpack
+from bestiary_plugins.loaders.quantized.rows import NUMBER_BYTES, IntegerRows, columns_by_group, pack, unpack
 
 log = logging.getLogger("bestiary")
 Bytes = NDArray[np.uint8]
@@ -58,14 +58,14 @@ def read_gptq(settings: Settings, parts: Parts) -> None:
     decoded: dict[str, int] = {}
     for module in parts.ending(".qweight"):
         weight = take(parts, module, format)
-        if weight.order is not None:
+        tensor = tensor_of(f"{module}.weight", weight, panels)
+        if weight.order is not None and tensor.ordered is None:
             decoded[weight.encoding.name] = decoded.get(weight.encoding.name, 0) + 1
-        parts.give(f"{module}.qweight", f"{module}.weight", Transposed(
-            f"{module}.weight", (weight.outputs, weight.inputs), weight.encoding, panels, weight.load, weight.fill))
+        parts.give(f"{module}.qweight", tensor.name, tensor)
         drop_zeros(parts, f"{module}.bias")
     for name, count in decoded.items():
-        log.warning("%s: the groups of %d weights are not runs of inputs (desc_act), which no layout describes: they "
-                    "are decoded to %s", parts.folder, count, name)
+        log.warning("%s: the groups of %d weights are no runs of group_size inputs in any order (desc_act), which no "
+                    "layout describes: they are decoded to %s", parts.folder, count, name)
 
 
 def drop_zeros(parts: Parts, name: str) -> None:
@@ -77,7 +77,8 @@ def drop_zeros(parts: Parts, name: str) -> None:
 
 @dataclass(frozen=True)
 class Weight:
-    """The parts of a weight, known to fit together. order: the group of each input, where these are no runs."""
+    """The parts of a weight, known to fit together. order: the group of each input, where these are no runs. moved: the
+    order that inputs are put in, so that they are."""
 
     format: Format
     codes: FileTensor
@@ -85,6 +86,7 @@ class Weight:
     scales: FileTensor
     order: NDArray[np.int64] | None
     where: str
+    moved: NDArray[np.int64] | None = None
 
     @property
     def inputs(self) -> int:
@@ -113,6 +115,8 @@ class Weight:
         bits = self.format.bits
         words, scales, zeros = panel[0][:, start:stop], panel[1][:, start:stop].swapaxes(0, 1), panel[2][start:stop]
         stream = np.ascontiguousarray(words.T).view(np.uint8)
+        if self.moved is not None:
+            stream = pack(unpack(stream, bits)[:, self.moved], bits)
         if self.order is not None:
             return self.decoded(unpack(stream, bits), scales, zeros)
         if not self.format.symmetric:
@@ -142,6 +146,14 @@ class Weight:
         scale = number_from_bits(values.astype(np.uint32), number)[:, self.order]
         with np.errstate(over="ignore", invalid="ignore"):
             return encode_plain(scale * (codes - zeros[:, self.order].astype(np.float32)), PLAIN[number])
+
+
+def tensor_of(name: str, weight: Weight, panels: Panels) -> Transposed:
+    """Decoded where its groups are no runs, with the offer of its codes sorted by them."""
+    moved = None if weight.order is None else columns_by_group(weight.order, weight.layout.group)
+    offer = None if moved is None else Ordered(
+        tensor_of(name, replace(weight, order=None, moved=moved), panels), moved)
+    return Transposed(name, (weight.outputs, weight.inputs), weight.encoding, panels, weight.load, weight.fill, offer)
 
 
 def take(parts: Parts, module: str, format: Format) -> Weight:
