@@ -18,6 +18,16 @@ log = logging.getLogger("bestiary")
 Orders = Mapping[str, NDArray[np.int64]]
 
 
+class Decoded(Tensor):
+    """A weight as it is read, and nothing else."""
+
+    def __init__(self, base: Tensor) -> None:
+        self.shape, self.encoding, self._base = base.shape, base.encoding, base
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        return self._base.read(start, stop)
+
+
 def in_order(graph: Graph, tensors: Mapping[str, Tensor]) -> tuple[Graph, Mapping[str, Tensor]]:
     """Both with the weights that can be kept in an order of columns of their own, under their names. Products that take
     the same input in the same order share one node."""

@@ -16,8 +16,8 @@ from bestiary.tensor import Tensor
 
 def compiled(backend: Backend, graph: Graph, tensors: Mapping[str, Tensor], limits: Limits,
              progress: Progress | None = None) -> Plan:
-    """The backend's plan of the graph; one that fills the cache first where the graph has a past. Weights that hold their
-    columns in another order are compiled so where that can be."""
+    """The backend's plan of the graph; one that fills the cache first where the graph has a past. Weights that hold
+    their columns in another order are compiled so where that can be."""
     say_left(graph, tensors, backend)
     if backend.orders:
         graph, tensors = in_order(graph, tensors)

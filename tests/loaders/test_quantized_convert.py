@@ -72,8 +72,8 @@ def test_a_file_of_ours_holds_a_quantized_folder_bit_for_bit(
     assert quantized == types
     for backend in ("numpy", "cpu"):
         found, wanted = folders.logits(target, host, backend), folders.logits(made.quantized, host, backend)
-        if "act-order" in name:  # nothing is quantized then, so that the embedding becomes f16 as ever
-            assert difference(found, wanted) < 1e-3
+        if "act-order" in name:  # decoded: so that activations are not rounded, and the embedding becomes f16 as ever
+            assert difference(found, wanted) < (1e-3 if backend == "numpy" else 0.02)
         else:
             assert np.array_equal(found, wanted)
 

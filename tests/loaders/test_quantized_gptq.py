@@ -20,8 +20,10 @@ from tests.loaders.quantized_folders import Pack, Packed, plain, stream
 Section = dict[str, Any]
 
 
-def packer(bits: int = 4, group: int = 32, symmetric: bool = True, one_less: bool = True, order: bool = False) -> Pack:
-    """Words of 32 bits: of the codes along the input, of the zeros along the output."""
+def packer(bits: int = 4, group: int = 32, symmetric: bool = True, one_less: bool = True, order: bool = False,
+           alike: bool = False) -> Pack:
+    """Words of 32 bits: of the codes along the input, of the zeros along the output. order: act-order; alike: weights
+    of as many inputs have the same."""
     def pack(rng: np.random.Generator, outputs: int, inputs: int) -> Packed:
         size = inputs if group == -1 else group
         groups = inputs // size
@@ -30,9 +32,10 @@ def packer(bits: int = 4, group: int = 32, symmetric: bool = True, one_less: boo
         zeros: NDArray[Any] = np.full((groups, outputs), 1 << (bits - 1))
         if not symmetric:
             zeros = rng.integers(one_less, 1 << bits, (groups, outputs))
-        index = rng.permutation(inputs) // size if order else np.arange(inputs) // size
+        drawn = np.random.default_rng(inputs) if alike else rng
+        index = drawn.permutation(inputs) // size if order else np.arange(inputs) // size
         exact = scales[index].astype(np.float32) * (codes - zeros[index]).astype(np.float32)
-        values = exact.astype(np.float16).astype(np.float32) if order else exact
+        values = exact.astype(np.float16).astype(np.float32) if order and groups > 1 else exact
         return Packed({".qweight": plain(stream(codes, bits).view(np.int32)),
                        ".qzeros": plain(np.ascontiguousarray(stream((zeros - one_less).T, bits).T).view(np.int32)),
                        ".scales": plain(scales), ".g_idx": plain(index.astype(np.int32))},
