@@ -55,8 +55,8 @@ class GuardedTensor(Tensor):
 
 def is_order(order: object, columns: int) -> bool:
     """Whether it is an array that has each of so many columns once."""
-    return isinstance(order, np.ndarray) and order.dtype == np.int64 and np.array_equal(np.sort(order, None),
-                                                                                        np.arange(columns))
+    return isinstance(order, np.ndarray) and order.dtype == np.int64 and order.shape == (columns,) \
+        and np.array_equal(np.sort(order), np.arange(columns))
 
 
 def guarded(checkpoint: object, path: Path, guard: calling) -> Checkpoint:

@@ -133,7 +133,7 @@ class Packed(Tensor):
         weight = self._weight
         stream = raw(weight.codes, start, stop)
         if weight.moved is not None:
-            stream = pack(unpack(stream, weight.bits)[:, weight.moved], weight.bits)
+            stream = pack(unpack(stream, weight.bits).take(weight.moved, 1), weight.bits)
         scales = raw(weight.scales, start, stop).reshape(stop - start, weight.scales.columns,
                                                         weight.scales.encoding.block_bytes[0])
         zeros = None if weight.zeros is None else zeros_of(weight.zeros, weight.bits, start, stop)

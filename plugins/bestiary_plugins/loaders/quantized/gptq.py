@@ -116,7 +116,7 @@ class Weight:
         words, scales, zeros = panel[0][:, start:stop], panel[1][:, start:stop].swapaxes(0, 1), panel[2][start:stop]
         stream = np.ascontiguousarray(words.T).view(np.uint8)
         if self.moved is not None:
-            stream = pack(unpack(stream, bits)[:, self.moved], bits)
+            stream = pack(unpack(stream, bits).take(self.moved, 1), bits)
         if self.order is not None:
             return self.decoded(unpack(stream, bits), scales, zeros)
         if not self.format.symmetric:
