@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bestiary.backend import Backend
 from bestiary.graph import Graph, Node
-from bestiary.tensor import Ordered, Tensor
+from bestiary.tensor import Tensor
 
 log = logging.getLogger("bestiary")
 Orders = Mapping[str, NDArray[np.int64]]
@@ -28,19 +28,18 @@ class Decoded(Tensor):
         return self._base.read(start, stop)
 
 
-def in_order(graph: Graph, tensors: Mapping[str, Tensor]) -> tuple[Graph, Mapping[str, Tensor]]:
-    """Both with the weights that can be kept in an order of columns of their own, under their names. Products that take
-    the same input in the same order share one node."""
-    taken = {name: offer for name, offer in offers(graph, tensors).items() if name not in not_multiplied(graph)}
-    if not taken:
-        return graph, tensors
-    return (reordered(graph, {name: offer.order for name, offer in taken.items()}),
-            {**tensors, **{name: offer.tensor for name, offer in taken.items()}})
-
-
-def offers(graph: Graph, tensors: Mapping[str, Tensor]) -> dict[str, Ordered]:
+def in_order(graph: Graph, tensors: Mapping[str, Tensor], backend: Backend,
+             ) -> tuple[Graph, Mapping[str, Tensor], list[Tensor]]:
+    """Both with the weights that the backend can keep in an order of columns of their own, under their names; and those
+    of such weights that it cannot keep so. Products that take the same input in the same order share one node."""
     found = {name: tensors[name].ordered for name in graph.weights if name in tensors}
-    return {name: offer for name, offer in found.items() if offer is not None}
+    offers = {name: offer for name, offer in found.items() if offer is not None}
+    left = not_multiplied(graph) if backend.orders else offers.keys()
+    taken = {name: offer for name, offer in offers.items() if name not in left}
+    if taken:
+        graph = reordered(graph, {name: offer.order for name, offer in taken.items()})
+        tensors = {**tensors, **{name: offer.tensor for name, offer in taken.items()}}
+    return graph, tensors, [tensors[name] for name in offers if name in left]
 
 
 def not_multiplied(graph: Graph) -> set[str]:
@@ -71,18 +70,18 @@ def reordered(graph: Graph, orders: Orders) -> Graph:
     return replace(graph, nodes=tuple(nodes), output=places[graph.output], hidden=places[graph.hidden], past=past)
 
 
-def say_left(graph: Graph, tensors: Mapping[str, Tensor], backend: Backend) -> None:
-    """A line on the weights that are not kept in their own order, if there are any."""
-    found = offers(graph, tensors)
-    if backend.orders:
-        say_decoded((tensors[name] for name in found if name in not_multiplied(graph)), "only plain products follow")
-    else:
-        say_decoded((tensors[name] for name in found), f"the backend {backend.name} does not follow")
+def say_left(left: Sequence[Tensor], backend: Backend) -> None:
+    """A line on what `in_order` could not keep, if there is anything."""
+    _say(left, "only plain products follow" if backend.orders else f"the backend {backend.name} does not follow")
 
 
 def say_decoded(tensors: Iterable[Tensor], why: str) -> None:
     """A line on those that could be kept in an order of columns of their own and are not."""
-    kinds = [tensor.encoding.name for tensor in tensors if tensor.ordered is not None]
-    if kinds:
+    _say([tensor for tensor in tensors if tensor.ordered is not None], why)
+
+
+def _say(tensors: Sequence[Tensor], why: str) -> None:
+    if tensors:
+        kinds = sorted({tensor.encoding.name for tensor in tensors})
         log.warning("the groups of %d weights are runs only in another order of their columns (act-order), which %s: "
-                    "they are decoded to %s", len(kinds), why, " and ".join(sorted(set(kinds))))
+                    "they are decoded to %s", len(tensors), why, " and ".join(kinds))

@@ -18,9 +18,8 @@ def compiled(backend: Backend, graph: Graph, tensors: Mapping[str, Tensor], limi
              progress: Progress | None = None) -> Plan:
     """The backend's plan of the graph; one that fills the cache first where the graph has a past. Weights that hold
     their columns in another order are compiled so where that can be."""
-    say_left(graph, tensors, backend)
-    if backend.orders:
-        graph, tensors = in_order(graph, tensors)
+    graph, tensors, left = in_order(graph, tensors, backend)
+    say_left(left, backend)
     if graph.past is None:
         return backend.compile(graph, tensors, limits, progress=progress)
     main, room, at_once = parts(graph, graph.past, limits)
@@ -30,8 +29,7 @@ def compiled(backend: Backend, graph: Graph, tensors: Mapping[str, Tensor], limi
 
 def needed(backend: Backend, graph: Graph, tensors: Mapping[str, Tensor], limits: Limits) -> Needs | None:
     """What the plan of `compiled` takes; None where the backend does not say."""
-    if backend.orders:
-        graph, tensors = in_order(graph, tensors)
+    graph, tensors, _ = in_order(graph, tensors, backend)
     if graph.past is None:
         return backend.needs(graph, tensors, limits)
     main, room, at_once = parts(graph, graph.past, limits)

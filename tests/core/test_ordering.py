@@ -95,14 +95,15 @@ def ops(made: Graph) -> list[str]:
 def test_a_graph_without_offers_stays_as_it_is() -> None:
     made = graph()
     tensors = random_weights(made.weights)
-    again, same = in_order(made, tensors)
-    assert again is made and same is tensors
+    again, same, left = in_order(made, tensors, NumpyBackend())
+    assert again is made and same is tensors and not left
 
 
 def test_products_of_one_input_in_one_order_share_a_node() -> None:
     made = graph()
     tensors = shuffled(random_weights(made.weights))  # one order for each width
-    again, taken = in_order(made, tensors)
+    again, taken, left = in_order(made, tensors, NumpyBackend())
+    assert left == [tensors["token_embd.weight"]]
     assert ops(again).count("order") == 2 * 4 + 1 and ops(made).count("order") == 0
     assert again.weights == made.weights and again.layers == made.layers
     assert again.nodes[again.output].op == "linear" and again.nodes[again.hidden].op == "add"
@@ -111,14 +112,14 @@ def test_products_of_one_input_in_one_order_share_a_node() -> None:
         if node.op == "order":
             assert node.width == again.nodes[node.inputs[0]].width == len(node.params["columns"])
     tensors["blk.1.k.weight"] = weight(WIDTH, 5, turned=5)
-    assert ops(in_order(made, tensors)[0]).count("order") == 2 * 4 + 2
+    assert ops(in_order(made, tensors, NumpyBackend())[0]).count("order") == 2 * 4 + 2
     assert pickle.loads(pickle.dumps(again)) == again
 
 
 def test_a_weight_that_is_not_only_multiplied_stays_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     made = graph(tied=True)
     tensors = shuffled(random_weights(made.weights))
-    again, taken = in_order(made, tensors)
+    again, taken, _ = in_order(made, tensors, NumpyBackend())
     assert ops(again).count("order") == 2 * 4
     assert taken["token_embd.weight"] is tensors["token_embd.weight"]
     with caplog.at_level(logging.WARNING):
@@ -135,7 +136,7 @@ def test_experts_stay_as_they_are() -> None:
         x = g.moe(x, "r.weight", "g.weight", "u.weight", "d.weight", experts=3, width=8, top_k=2)
     made = g.finish(x, x)
     tensors = shuffled(random_weights(made.weights))
-    assert in_order(made, tensors)[0] is made
+    assert in_order(made, tensors, NumpyBackend())[0] is made
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -151,7 +152,7 @@ def test_logits_are_those_of_the_weights_decoded(tied: bool) -> None:
 
 def test_a_graph_with_orders_is_cut_where_it_could_be() -> None:
     made = graph()
-    again, taken = in_order(made, shuffled(random_weights(made.weights)))
+    again, taken, _ = in_order(made, shuffled(random_weights(made.weights)), NumpyBackend())
     head, tail = (Runs(NumpyBackend().compile(part, taken, LIMITS)) for part in again.cut(1))
     whole, ids = Runs(NumpyBackend().compile(again, taken, LIMITS)), random_ids(VOCABULARY, 15)
     piece = Piece(0, ids, 0, len(ids))
@@ -174,7 +175,7 @@ def test_what_stands_before_the_first_token_is_rewritten_too() -> None:
         x = g.attention(x, x, x, 2, 2)
     made = g.finish(x, x, past=past)
     tensors = shuffled(random_weights(made.weights))
-    again, _ = in_order(made, tensors)
+    again, _, _ = in_order(made, tensors, NumpyBackend())
     assert again.past is not None and "order" in ops(again) and "order" in ops(again.past.graph)
     ids = random_ids(VOCABULARY, 7)
     decoded = {name: ArrayTensor(tensor.array()) for name, tensor in tensors.items()}
