@@ -34,12 +34,13 @@ def in_order(graph: Graph, tensors: Mapping[str, Tensor], backend: Backend,
     of such weights that it cannot keep so. Products that take the same input in the same order share one node."""
     found = {name: tensors[name].ordered for name in graph.weights if name in tensors}
     offers = {name: offer for name, offer in found.items() if offer is not None}
-    left = not_multiplied(graph) if backend.orders else offers.keys()
-    taken = {name: offer for name, offer in offers.items() if name not in left}
+    elsewhere = not_multiplied(graph)
+    taken = {name: offer for name, offer in offers.items() if backend.orders and len(offer.order)
+             and name not in elsewhere}
     if taken:
         graph = reordered(graph, {name: offer.order for name, offer in taken.items()})
         tensors = {**tensors, **{name: offer.tensor for name, offer in taken.items()}}
-    return graph, tensors, [tensors[name] for name in offers if name in left]
+    return graph, tensors, [tensors[name] for name in offers if name not in taken]
 
 
 def not_multiplied(graph: Graph) -> set[str]:
@@ -72,7 +73,8 @@ def reordered(graph: Graph, orders: Orders) -> Graph:
 
 def say_left(left: Sequence[Tensor], backend: Backend) -> None:
     """A line on what `in_order` could not keep, if there is anything."""
-    _say(left, "only plain products follow" if backend.orders else f"the backend {backend.name} does not follow")
+    who = "only products with one order follow" if backend.orders else f"the backend {backend.name} does not follow"
+    _say(left, who)
 
 
 def say_decoded(tensors: Iterable[Tensor], why: str) -> None:

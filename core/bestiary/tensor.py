@@ -61,7 +61,8 @@ class Tensor(ABC):
 
 
 class Ordered(NamedTuple):
-    """A weight with its columns in another order: column i of the tensor is column order[i] of the weight."""
+    """A weight with its columns in another order: column i of the tensor is column order[i] of the weight. order: empty
+    where rows differ in it, so that nobody can take the weight but as it is read, decoded."""
 
     tensor: Tensor
     order: NDArray[np.int64]

@@ -78,6 +78,10 @@ class _Widened(Tensor):
     def __init__(self, base: Tensor) -> None:
         self.shape, self.encoding, self._base = base.shape, F32, base
 
+    @property
+    def ordered(self) -> Ordered | None:
+        return self._base.ordered
+
     def read(self, start: int, stop: int) -> Rows:
         return encode_plain(self._base.decode(start, stop), F32)
 
@@ -99,12 +103,13 @@ class _Joined(Tensor):
 
     @property
     def ordered(self) -> Ordered | None:
-        """Where all parts have the same order."""
         offers = [offer for part in self._parts if (offer := part.ordered) is not None]
+        if not offers:
+            return None
         if len(offers) < len(self._parts) or any(
                 offer.tensor.encoding != offers[0].tensor.encoding or not np.array_equal(offer.order, offers[0].order)
                 for offer in offers):
-            return None
+            return Ordered(self, np.zeros(0, np.int64))
         return Ordered(_Joined([offer.tensor for offer in offers], self.shape), offers[0].order)
 
     def read(self, start: int, stop: int) -> Rows:
