@@ -14,10 +14,12 @@ import bestiary
 from bestiary.backend import Plan
 from bestiary.canonical import to_canonical
 from bestiary.errors import BestiaryError
-from bestiary.host import Host
+from bestiary.host import Host, HostSettings
+from bestiary.loader import Loader
 from bestiary.past import needed
 from bestiary.saving import save_as
 from bestiary.tensor import Ordered
+from bestiary.testing import LoaderContract
 from bestiary.testing.tiny import LIMITS, Runs, difference, random_ids
 from bestiary_plugins.backends.cpu import CpuBackend
 from tests.loaders import quantized_folders as folders
@@ -167,6 +169,25 @@ def test_groups_of_uneven_sizes_are_decoded_and_said_once(tmp_path: Path, host: 
         f"{made.quantized}: the groups of 7 weights are no runs of group_size inputs in any order (desc_act), which no "
         "layout describes: they are decoded to f16"]
     folders.check_logits(made, host)
+
+
+class TestContract(LoaderContract):
+    """What is offered is read by rows, is the weight, and may be damaged."""
+
+    damages = 60
+
+    @pytest.fixture
+    def loader(self) -> Loader:
+        return Host(HostSettings(names=())).loaders["huggingface"]
+
+    def sample(self, folder: Path) -> Path:
+        return gptq_folder(folder).quantized
+
+
+class TestContractOfTheOther(TestContract):
+    def sample(self, folder: Path) -> Path:
+        return folders.write(folder, packed.packer(4, 32, False, "bf16", True),
+                             packed.section(4, 32, False, actorder="group")).quantized
 
 
 @pytest.mark.parametrize(("index", "said"), [
