@@ -15,7 +15,6 @@ from bestiary.backend import Plan
 from bestiary.canonical import to_canonical
 from bestiary.errors import BestiaryError
 from bestiary.host import Host, HostSettings
-from bestiary.loader import Loader
 from bestiary.past import needed
 from bestiary.saving import save_as
 from bestiary.tensor import Ordered
@@ -174,11 +173,8 @@ def test_groups_of_uneven_sizes_are_decoded_and_said_once(tmp_path: Path, host: 
 class TestContract(LoaderContract):
     """What is offered is read by rows, is the weight, and may be damaged."""
 
+    loader = Host(HostSettings(names=())).loaders["huggingface"]
     damages = 60
-
-    @pytest.fixture
-    def loader(self) -> Loader:
-        return Host(HostSettings(names=())).loaders["huggingface"]
 
     def sample(self, folder: Path) -> Path:
         return gptq_folder(folder).quantized
