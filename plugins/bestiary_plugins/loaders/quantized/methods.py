@@ -9,6 +9,7 @@ from typing import Any
 from bestiary.errors import BestiaryError, short
 from bestiary.strict_json import read_object
 from bestiary.tensor import Tensor
+from bestiary_plugins.loaders.quantized.autoround import read_autoround
 from bestiary_plugins.loaders.quantized.awq import read_awq
 from bestiary_plugins.loaders.quantized.bitsandbytes import read_bitsandbytes
 from bestiary_plugins.loaders.quantized.compressed import read_compressed
@@ -21,6 +22,7 @@ QUANTIZATION, OLD_NAME = "quantization_config", "compression_config"
 METHODS: dict[str, Callable[[Settings, Parts], None]] = {
     "gptq": read_gptq, "awq": read_awq, "fp8": read_fp8, "fbgemm_fp8": read_fp8, "modelopt": read_modelopt,
     "compressed-tensors": read_compressed, "bitsandbytes": read_bitsandbytes, "mxfp4": read_mxfp4,
+    "auto-round": read_autoround, "intel/auto-round": read_autoround,
 }
 """By quant_method; each puts weights in place of the parts of theirs that it finds."""
 FILES: dict[str, Mapping[str, Any]] = {

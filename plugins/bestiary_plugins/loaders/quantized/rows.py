@@ -50,13 +50,14 @@ def flat(rows: Bytes) -> Bytes:
 
 
 def unpack(stream: Bytes, bits: int) -> Bytes:
-    """A stream's codes, a byte each."""
+    """A stream's codes, a byte each; bits at its end that are no whole code are left out."""
     if bits == 8:
         return stream
     count = stream.shape[-1] * 8 // bits
     if bits == 4:
         return np.stack((stream & np.uint8(15), stream >> np.uint8(4)), -1).reshape(*stream.shape[:-1], count)
-    single = np.unpackbits(stream, axis=-1, bitorder="little").reshape(*stream.shape[:-1], count, bits)
+    single = np.unpackbits(stream, axis=-1, bitorder="little", count=count * bits)
+    single = single.reshape(*stream.shape[:-1], count, bits)
     codes: Bytes = (single << np.arange(bits, dtype=np.uint8)).sum(-1, dtype=np.uint8)
     return codes
 
