@@ -45,7 +45,7 @@ def read_bitsandbytes(settings: Settings, parts: Parts) -> None:
             parts.give(name, name, four_bits(parts, name, kind, codebook))
     for module in parts.ending(".SCB"):
         weight = parts.take(f"{module}.weight", (INT8,))
-        scales = take_scales(parts, f"{module}.SCB", weight, None, ("f32",))
+        scales = take_scales(parts, f"{module}.SCB", weight, types=("f32",))
         if f"{module}.weight_format" in parts.left:
             order = parts.take(f"{module}.weight_format", ("U8",), (0, 1))
             if raw(order, 0, 1).any():
@@ -70,7 +70,8 @@ def four_bits(parts: Parts, name: str, kind: str, codebook: tuple[float, ...]) -
     count = prod(shape)
     if codes.nbytes != count // 2 or shape[1] % 8 or block % 8:
         raise BestiaryError(f"{parts.folder}: tensor {name} has the shape {list(codes.shape)}, {codes.nbytes} bytes; a "
-                            f"weight of {list(shape)} asks for {count // 2} bytes, in rows and blocks of multiples of 8 weights")
+                            f"weight of {list(shape)} asks for {count // 2} bytes, in rows and blocks of multiples of "
+                            "8 weights")
     check_map(parts, f"{name}.quant_map", np.asarray(codebook, np.float32))
     return FourBits(name, kind, codebook, shape, block, codes, absmax_of(parts, name, settings, -(-count // block)))
 
