@@ -94,6 +94,12 @@ def integers(bits: int, number: str, span: int, zero: bool) -> Encoding:
         minimum=Factor(number, at, (other,), signed=bits == 8), minimum_sign=-1))
 
 
+RENEWED = tuple(integers(bits, "bf16", span, False) for bits in (4, 8) for span in (32, 64, 128, 256))
+"""What differs from our own by the kind of its scales alone: nearly any bf16 scale of a weight is an f16 number, but
+which are none, only reading all of them tells. So a file that others shall read takes the codes as they are, and says
+what became of the scales."""
+
+
 @lru_cache
 def coded(name: str, codebook: tuple[float, ...], number: str, span: int) -> Encoding:
     """Codes of 4 or 8 bits that are places in a codebook, and a scale, in two planes."""
