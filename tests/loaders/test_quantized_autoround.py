@@ -31,8 +31,9 @@ def test_weights_are_those_of_gptq(tmp_path: Path, host: Host, symmetric: bool, 
     folders.check_values(host.open(made.quantized), made.values)
 
 
-def test_weights_are_those_of_awq(tmp_path: Path, host: Host) -> None:
-    made = folders.write(tmp_path, awq.packer(32), section("auto_round:auto_awq"))
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weights_are_those_of_awq(tmp_path: Path, host: Host, symmetric: bool) -> None:
+    made = folders.write(tmp_path, awq.packer(32, zero=not symmetric), section("auto_round:auto_awq", symmetric))
     folders.check_values(host.open(made.quantized), made.values)
 
 

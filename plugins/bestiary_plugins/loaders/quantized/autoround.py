@@ -24,7 +24,8 @@ def read_autoround(settings: Settings, parts: Parts) -> None:
     settings.refuse("rotation_config", "weights of rotated inputs are not read")
     said = {key: settings.values.get(key) for key in ("bits", "group_size", "sym")}
     if packing == "gemm":
-        return read_awq(Settings({**said, "version": packing}, settings.where), parts)
+        zero = {"zero_point": not settings.flag("sym", False)}
+        return read_awq(Settings({**said, **zero, "version": packing}, settings.where), parts)
     modules: Any = settings.values.get("extra_config") or {}
     if not isinstance(modules, dict) or not all(isinstance(own, dict) for own in modules.values()):
         raise BestiaryError(f"{settings.where}: extra_config = {short(modules)}; it must be an object of objects")
