@@ -102,6 +102,13 @@ def test_signed_bytes_are_what_the_format_says(tmp_path: Path, host: Host, caplo
     assert not caplog.records
 
 
+@pytest.mark.parametrize(("pack", "key"), [(bytes_and_scales, "load_in_8bit"), (packer(), "load_in_4bit")])
+def test_programs_of_early_2023_did_not_name_the_method(tmp_path: Path, host: Host, pack: Pack, key: str) -> None:
+    made = folders.write(tmp_path, pack, {"load_in_8bit": False, "load_in_4bit": False, "llm_int8_threshold": 6.0,
+                                          key: True})
+    folders.check_values(host.open(made.quantized), made.values)
+
+
 @pytest.mark.parametrize(("pack", "said"), [
     (packer(shape=[64, 64]), r"asks for 2048 bytes"),
     (packer(shape=[1 << 40, 64]), "shape = .*must be two sizes"),

@@ -29,6 +29,7 @@ FILES: dict[str, Mapping[str, Any]] = {
     "quantize_config.json": {"quant_method": "gptq"}, "quant_config.json": {"quant_method": "awq"},
     "hf_quant_config.json": {"quant_method": "modelopt"}}
 """Files that say it where the config does not, and what goes without saying there."""
+LOADED_IN = ("load_in_8bit", "load_in_4bit")
 SIGNS = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".SCB", ".weight.absmax", "_blocks")
 """Ends of names of parts."""
 
@@ -45,7 +46,8 @@ def read_quantized(folder: Path, config: dict[str, Any], tensors: dict[str, Tens
             raise BestiaryError(f"{folder}: tensor {part} is part of a quantized weight, and neither config.json "
                                 f"({QUANTIZATION}) nor {' nor '.join(FILES)} says how it is quantized")
         return plain, tensors
-    method = settings.one_of("quant_method", METHODS)
+    unnamed = "bitsandbytes" if any(settings.values.get(key) for key in LOADED_IN) else ...  # by transformers of 2023
+    method = settings.one_of("quant_method", METHODS, unnamed)
     parts = Parts(tensors, folder)
     METHODS[method](settings, parts)
     return plain, parts.result()
