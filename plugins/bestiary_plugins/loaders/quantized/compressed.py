@@ -132,7 +132,7 @@ def read_packed(schemes: Sequence[Scheme], parts: Parts) -> None:
         parts.give(f"{module}.weight_packed", f"{module}.weight", Packed(f"{module}.weight", tensor))
     if decoded:
         log.warning("%s: the groups of %d weights are not runs of inputs (actorder), which no layout describes: they "
-                    "are decoded", parts.folder, decoded)
+                    "are decoded; `convert --outtype q8_0` makes them smaller", parts.folder, decoded)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def read_gptq(settings: Settings, parts: Parts) -> None:
         drop_zeros(parts, f"{module}.bias")
     for name, count in decoded.items():
         log.warning("%s: the groups of %d weights are not runs of inputs (desc_act), which no layout describes: they "
-                    "are decoded to %s", parts.folder, count, name)
+                    "are decoded to %s; `convert --outtype q8_0` makes them smaller", parts.folder, count, name)
 
 
 def drop_zeros(parts: Parts, name: str) -> None:
