@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ HELD = 1500
 PIECE = 60
 """Bytes of a file that a piece of the vocabulary takes: from 42 to 78 with six of 2023 and 2024, whose own files
 are kept beside the pieces."""
+AS_IT_IS = "as it is"
+"""In place of a type."""
 BATCH = 512
 """Tokens of a prompt that are computed at once."""
 
@@ -65,8 +68,7 @@ def forecast(path: str | os.PathLike[str], host: Host, context: int | None = Non
     speaks = HELD * graph.vocabulary
     weights = sum(map(prod, graph.weights.values()))
     rows, caches, work = [], dict[str, int](), 0
-    for name, quantizer in host.quantizers.items():
-        planned = in_type(quantizer, bare, graph, host)
+    for name, planned in plans(bare, graph, host):
         kinds = types(planned)
         held = sum(entry["bytes"] for entry in kinds.values())
         usual = F32.name if kinds.keys() == {F32.name} else F16.name  # as `load` has it
@@ -113,6 +115,15 @@ def expected(checkpoint: Checkpoint, family: Architecture, context: int | None) 
     return checkpoint.having(naming=CANONICAL, config=config,
                              tensors={name: Absent(shape) for name, shape in graph.weights.items()},
                              tokenizer=family.material(checkpoint.tokenizer, config)), graph
+
+
+def plans(checkpoint: Checkpoint, graph: Graph, host: Host) -> Iterator[tuple[str, Checkpoint]]:
+    """Every type that it may become; and first itself, where it is quantized."""
+    if any(tensor.encoding.quantized for tensor in checkpoint.tensors.values()):
+        yield AS_IT_IS, checkpoint.having(tensors={name: Absent(tensor.shape, tensor.encoding)
+                                                   for name, tensor in checkpoint.tensors.items()})
+    for name, quantizer in host.quantizers.items():
+        yield name, in_type(quantizer, checkpoint, graph, host)
 
 
 def in_type(quantizer: Quantizer, checkpoint: Checkpoint, graph: Graph, host: Host) -> Checkpoint:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bestiary.errors import BestiaryError, short
 from bestiary.files import FileTensor
@@ -12,6 +12,7 @@ from bestiary.tensor import Tensor
 
 FLOATS = ("f16", "bf16", "f32")
 """What scales may be."""
+Way = TypeVar("Way")
 
 
 class Parts:
@@ -61,6 +62,23 @@ class Parts:
         places = ((self._made[name] if name in self._made else (name, self.left[name])) for name in self._order
                   if name in self._made or name in self.left)
         return dict(places)
+
+
+def fitting(ways: Iterable[Way], check: Callable[[Way], None]) -> list[Way]:
+    """The ways to pack a weight, of those that a config speaks of, that its parts fit. `check` raises BestiaryError for
+    one that they do not; raises that of the first where none fits."""
+    found: list[Way] = []
+    wrong: BestiaryError | None = None
+    for way in ways:
+        try:
+            check(way)
+        except BestiaryError as error:
+            wrong = wrong or error
+        else:
+            found.append(way)
+    if wrong is not None and not found:
+        raise wrong
+    return found
 
 
 def raw(tensor: FileTensor, start: int, stop: int) -> Any:
