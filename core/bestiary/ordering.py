@@ -77,13 +77,13 @@ def say_left(left: Sequence[Tensor], backend: Backend) -> None:
     _say(left, who)
 
 
-def say_decoded(tensors: Iterable[Tensor], why: str) -> None:
+def say_decoded(tensors: Iterable[Tensor], why: str, then: str = "") -> None:
     """A line on those that could be kept in an order of columns of their own and are not."""
-    _say([tensor for tensor in tensors if tensor.ordered is not None], why)
+    _say([tensor for tensor in tensors if tensor.ordered is not None], why, then)
 
 
-def _say(tensors: Sequence[Tensor], why: str) -> None:
+def _say(tensors: Sequence[Tensor], why: str, then: str = "") -> None:
     if tensors:
         kinds = sorted({tensor.encoding.name for tensor in tensors})
         log.warning("the groups of %d weights are runs only in another order of their columns (act-order), which %s: "
-                    "they are decoded to %s", len(tensors), why, " and ".join(kinds))
+                    "they are decoded to %s%s", len(tensors), why, " and ".join(kinds), then)

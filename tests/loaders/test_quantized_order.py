@@ -14,6 +14,7 @@ import bestiary
 from bestiary.backend import Plan
 from bestiary.canonical import to_canonical
 from bestiary.errors import BestiaryError
+from bestiary.forecast import forecast
 from bestiary.host import Host, HostSettings
 from bestiary.past import needed
 from bestiary.saving import save_as
@@ -123,6 +124,16 @@ def test_what_a_plan_takes_is_foretold(tmp_path: Path, host: Host) -> None:
     assert needs.weights == pytest.approx(held(folders.plan_of(made.quantized, host, "cpu")).nbytes, rel=0.001)
 
 
+def test_inspect_plan_says_what_it_takes_as_it_is(tmp_path: Path, host: Host) -> None:
+    rows = []
+    for order in (True, False):
+        made = gptq_folder(tmp_path / str(order), order=order)
+        rows.append({row["type"]: row for row in forecast(made.quantized, host)["types"]})
+    one, other = (by_type["as it is"] for by_type in rows)
+    assert one["types"] == other["types"] and one["bytes"] == other["bytes"]
+    assert other["run_bytes"] < one["run_bytes"] < rows[0]["f16"]["run_bytes"]  # with inputs in another order
+
+
 def test_a_model_is_loaded_so_or_in_the_type_that_is_asked_for(tmp_path: Path, host: Host,
                                                                caplog: pytest.LogCaptureFixture) -> None:
     made = gptq_folder(tmp_path)
@@ -147,6 +158,11 @@ def test_a_conversion_decodes_and_says_so(tmp_path: Path, host: Host, caplog: py
         "the groups of 7 weights are runs only in another order of their columns (act-order), which no file holds: "
         "they are decoded to f16"]
     folders.check_values(host.open(tmp_path / "folder"), made.values)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        save_as(made.quantized, tmp_path / "m.gguf", None, host)
+    assert [record.message.partition("decoded ")[2] for record in caplog.records if "act-order" in record.message] == [
+        "to f16; --outtype TYPE makes them smaller"]
 
 
 def test_groups_of_uneven_sizes_are_decoded_and_said_once(tmp_path: Path, host: Host,
