@@ -41,7 +41,8 @@ def test_modules_may_have_settings_of_their_own(tmp_path: Path, host: Host) -> N
     def mixed(rng: np.random.Generator, outputs: int, inputs: int) -> Packed:
         return gptq.packer(8 if inputs == folders.FORWARD else 4)(rng, outputs, inputs)
 
-    own = {"model.layers.0.mlp.down_proj": {"bits": 8, "data_type": "int"}, "lm_head": {"bits": 16, "group_size": 0}}
+    own = {"model.layers.0.mlp.down_proj": {"bits": 8, "data_type": "int"}, "lm_head": {"bits": 16, "group_size": 0},
+           **{f"model.layers.{i}.mlp.down_proj": {"bits": 8} for i in range(5000)}}  # as it lists them
     made = folders.write(tmp_path, mixed, section(extra_config=own))
     folders.check_values(host.open(made.quantized), made.values)
 

@@ -23,7 +23,7 @@ from bestiary.files import FileTensor
 from bestiary.tensor import Ordered, Tensor, encode_plain
 from bestiary_plugins.loaders.quantized.fp8 import block_of, give_scaled
 from bestiary_plugins.loaders.quantized.gptq import read_order
-from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, fitting, raw
+from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, distinct, fitting, raw
 from bestiary_plugins.loaders.quantized.rows import NUMBER_BYTES, IntegerRows, columns_by_group, pack, unpack
 from bestiary_plugins.loaders.quantized.scaled import E4M3, INT8
 
@@ -31,7 +31,7 @@ log = logging.getLogger("bestiary")
 Bytes = NDArray[np.uint8]
 PACKED, BYTES = ("pack-quantized",), ("int-quantized", "float-quantized", "naive-quantized")
 BITS = (2, 3, 4, 8)
-LARGEST_GROUP, MOST_GROUPS = 1 << 20, 1 << 10
+LARGEST_GROUP = 1 << 20
 ROTATED_BEFORE = ("weight_input", "weight_output")
 """Places of a rotation that are in the weights as they are stored."""
 
@@ -58,8 +58,8 @@ def read_compressed(settings: Settings, parts: Parts) -> None:
         else:
             blocks.append(byte_blocks(weights))
     if packed:
-        read_packed(list(dict.fromkeys(packed)), parts)
-    give_scaled(parts, list(dict.fromkeys(blocks)), (INT8, E4M3) if blocks else ())
+        read_packed(distinct(packed, settings.where), parts)
+    give_scaled(parts, distinct(blocks, settings.where), (INT8, E4M3) if blocks else ())
 
 
 def other_than_dense(settings: Settings) -> bool:
@@ -84,8 +84,6 @@ def schemes_of(settings: Settings) -> list[tuple[str, Settings]]:
     groups: Any = settings.values.get("config_groups")
     if not isinstance(groups, dict) or not groups:
         raise BestiaryError(f"{settings.where}: config_groups = {short(groups)}; it must be an object, not empty")
-    if len(groups) > MOST_GROUPS:
-        raise BestiaryError(f"{settings.where}: config_groups has {len(groups)} entries; {MOST_GROUPS} are the most")
     found: list[tuple[str, Settings]] = []
     for name, group in groups.items():
         where = f"{settings.where}: config_groups: {short(name)}"

@@ -22,14 +22,14 @@ from bestiary.errors import BestiaryError, short
 from bestiary.files import FileTensor
 from bestiary.tensor import Ordered, encode_plain
 from bestiary_plugins.loaders.quantized.panels import Panel, Panels, Transposed, columns
-from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, fitting, raw
+from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, distinct, fitting, raw
 from bestiary_plugins.loaders.quantized.rows import NUMBER_BYTES, IntegerRows, columns_by_group, pack, unpack
 
 log = logging.getLogger("bestiary")
 Bytes = NDArray[np.uint8]
 BITS = (2, 3, 4, 8)
-MOST_MODULES = 1 << 12
-"""Of those that have settings of their own."""
+OF_MODULES = ("bits", "group_size", "sym", "checkpoint_format", "format")
+"""Settings that a module may have of its own."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,10 @@ def read_formats(settings: Settings) -> list[Format]:
     modules: Any = settings.values.get("dynamic") or {}
     if not isinstance(modules, dict) or not all(isinstance(said, dict) for said in modules.values()):
         raise BestiaryError(f"{settings.where}: dynamic = {short(modules)}; it must be an object of objects")
-    if len(modules) > MOST_MODULES:
-        raise BestiaryError(f"{settings.where}: dynamic has {len(modules)} entries; {MOST_MODULES} are the most")
-    others = [read_format(Settings({**settings.values, **said}, f"{settings.where}: dynamic: {short(name)}"))
-              for name, said in modules.items() if not name.startswith("-:")]  # those are not quantized
-    return list(dict.fromkeys([read_format(settings), *others]))
+    usual = {key: settings.values.get(key) for key in OF_MODULES}
+    others = (read_format(Settings({**usual, **said}, f"{settings.where}: dynamic: {short(name)}"))
+              for name, said in modules.items() if not name.startswith("-:"))  # those are not quantized
+    return distinct([read_format(settings), *others], settings.where)
 
 
 def read_format(settings: Settings) -> Format:

@@ -13,6 +13,7 @@ from bestiary.tensor import Tensor
 FLOATS = ("f16", "bf16", "f32")
 """What scales may be."""
 Way = TypeVar("Way")
+MOST_WAYS = 64
 
 
 class Parts:
@@ -62,6 +63,14 @@ class Parts:
         places = ((self._made[name] if name in self._made else (name, self.left[name])) for name in self._order
                   if name in self._made or name in self.left)
         return dict(places)
+
+
+def distinct(ways: Iterable[Way], where: str) -> list[Way]:
+    """Each once. Raises BestiaryError for more than a config has use for: each is tried on each weight."""
+    found = list(dict.fromkeys(ways))
+    if len(found) > MOST_WAYS:
+        raise BestiaryError(f"{where} has {len(found)} different settings of weights; {MOST_WAYS} are the most")
+    return found
 
 
 def fitting(ways: Iterable[Way], check: Callable[[Way], None]) -> list[Way]:
