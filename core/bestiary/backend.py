@@ -132,3 +132,6 @@ class Backend(ABC):
     """Which backend is taken where none is named: the available one of the highest rank."""
     exact: bool = False
     """Whether a token's logits are the same to the bit whatever the threads, the batch, the pieces of its prompt."""
+    orders: bool = False
+    """Whether it runs the operation `order`: a weight whose encoding holds its columns in another order is then
+    compiled so (see Tensor.ordered), else decoded."""

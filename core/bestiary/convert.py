@@ -18,6 +18,7 @@ from bestiary.errors import BestiaryError
 from bestiary.graph import Graph
 from bestiary.guard import calling
 from bestiary.host import Host
+from bestiary.ordering import Decoded
 from bestiary.quantizer import Quantizer
 from bestiary.recode import Recoded, Rounding, recoding
 from bestiary.tensor import Tensor, rows_of
@@ -107,7 +108,7 @@ def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host,
     for name, tensor in checkpoint.tensors.items():
         quantizer = chosen[name]
         if tensor.encoding == quantizer.encoding:
-            tensors[name] = tensor
+            tensors[name] = tensor if tensor.ordered is None else Decoded(tensor)
             continue
         if (how := recoding(tensor.encoding, quantizer.encoding, tensor.columns)) is not None:
             tensors[name] = Recoded(tensor, how, name, rounding)

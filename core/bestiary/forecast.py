@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from bestiary.inspection import plain
 from bestiary.loader import Loader, Writer
 from bestiary.machine import memory
 from bestiary.model import choose_backend
+from bestiary.ordering import in_order
 from bestiary.past import needed
 from bestiary.quantizer import Quantizer
 from bestiary.saving import choose_writer
@@ -37,6 +39,8 @@ HELD = 1500
 PIECE = 60
 """Bytes of a file that a piece of the vocabulary takes: from 42 to 78 with six of 2023 and 2024, whose own files
 are kept beside the pieces."""
+AS_IT_IS = "as it is"
+"""In place of a type."""
 BATCH = 512
 """Tokens of a prompt that are computed at once."""
 
@@ -65,12 +69,11 @@ def forecast(path: str | os.PathLike[str], host: Host, context: int | None = Non
     speaks = HELD * graph.vocabulary
     weights = sum(map(prod, graph.weights.values()))
     rows, caches, work = [], dict[str, int](), 0
-    for name, quantizer in host.quantizers.items():
-        planned = in_type(quantizer, bare, graph, host)
+    for name, planned, runs in plans(bare, graph, backend, host):
         kinds = types(planned)
         held = sum(entry["bytes"] for entry in kinds.values())
         usual = F32.name if kinds.keys() == {F32.name} else F16.name  # as `load` has it
-        needs = asked(backend, graph, planned, limits(graph, context, usual), host)
+        needs = asked(backend, runs, planned, limits(graph, context, usual), host)
         run = None if needs is None else needs.weights + needs.cache + needs.work + PROGRAM + speaks
         rows.append({"type": name, "bytes": size(planned, writer, host) + kept, "types": kinds,
                      "bits_per_weight": 8 * held / max(weights, 1), "run_bytes": run,
@@ -113,6 +116,17 @@ def expected(checkpoint: Checkpoint, family: Architecture, context: int | None) 
     return checkpoint.having(naming=CANONICAL, config=config,
                              tensors={name: Absent(shape) for name, shape in graph.weights.items()},
                              tokenizer=family.material(checkpoint.tokenizer, config)), graph
+
+
+def plans(checkpoint: Checkpoint, graph: Graph, backend: Backend, host: Host,
+          ) -> Iterator[tuple[str, Checkpoint, Graph]]:
+    """Every type that it may become, with the graph that is run; and first itself, where it is quantized."""
+    runs, tensors, _ = in_order(graph, checkpoint.tensors, backend)
+    if any(tensor.encoding.quantized for tensor in tensors.values()):
+        yield AS_IT_IS, checkpoint.having(tensors={name: Absent(tensor.shape, tensor.encoding)
+                                                   for name, tensor in tensors.items()}), runs
+    for name, quantizer in host.quantizers.items():
+        yield name, in_type(quantizer, checkpoint, graph, host), graph
 
 
 def in_type(quantizer: Quantizer, checkpoint: Checkpoint, graph: Graph, host: Host) -> Checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -15,7 +16,7 @@ from bestiary.errors import BestiaryError, short
 
 # The numpy meaning of every operation is backends/numpy's method of the same name; x is (tokens, width) throughout.
 OPERATIONS = ("input", "embed", "linear", "rms_norm", "layer_norm", "rope", "attention", "moe", "silu", "gelu", "add",
-              "mul", "scale", "slice", "soft_cap", "call")
+              "mul", "scale", "slice", "order", "soft_cap", "call")
 MOST_LAYERS = 10_000
 
 
@@ -274,6 +275,16 @@ class Trace:
         if type(start) is not int or type(stop) is not int or not 0 <= start < stop <= x.width:
             raise BestiaryError(f"slice {short(start)}..{short(stop)} of {x.width} columns")
         return self._node("slice", (x,), stop - start, start=start, stop=stop)
+
+    def order(self, x: Value, columns: Sequence[int]) -> Value:
+        """The columns of x in another order: column i of the result is column columns[i] of x."""
+        try:
+            given = array("i", columns)
+        except (TypeError, ValueError, OverflowError):
+            raise BestiaryError(f"order {short(columns)}; it must be a list of columns") from None
+        if sorted(given) != list(range(x.width)):
+            raise BestiaryError(f"an order of {len(given)} columns that is no permutation of {x.width}")
+        return self._node("order", (x,), x.width, columns=given)
 
     def soft_cap(self, x: Value, cap: float) -> Value:
         """cap * tanh(x / cap)."""

@@ -14,7 +14,7 @@ from bestiary.contributions import one_line, shown
 from bestiary.encoding import Encoding
 from bestiary.errors import BestiaryError, short
 from bestiary.guard import calling
-from bestiary.tensor import Tensor, rows_of
+from bestiary.tensor import Ordered, Tensor, rows_of
 
 FIELDS: Mapping[str, type] = {"path": Path, "config": Mapping, "tensors": Mapping, "naming": str,
                               "tokenizer": TokenizerMaterial, "metadata": Mapping}
@@ -28,7 +28,20 @@ class GuardedTensor(Tensor):
 
     def __init__(self, base: Tensor, name: str, guard: calling) -> None:
         self.shape, self.encoding, self._base = base.shape, base.encoding, base
-        self._name, self._guard = name, guard.also(f"read tensor {name}")
+        self._name, self._outer, self._guard = name, guard, guard.also(f"read tensor {name}")
+
+    @property
+    def ordered(self) -> Ordered | None:
+        with self._guard:
+            offer: object = self._base.ordered
+            if offer is None:
+                return None
+            if isinstance(offer, Ordered) and isinstance(offer.tensor, Tensor) and offer.tensor.shape == self.shape \
+                    and isinstance(offer.tensor.encoding, Encoding) and is_order(offer.order, self.columns):
+                return Ordered(GuardedTensor(offer.tensor, self._name, self._outer), offer.order)
+        raise BestiaryError(f"tensor {self._name}: {self._guard.who} offers {shown(offer)} as the weight with its "
+                            f"columns in another order, not a tensor of its shape and an order of {self.columns} "
+                            "columns")
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         with self._guard:
@@ -38,6 +51,12 @@ class GuardedTensor(Tensor):
                 said = f"tensor {self._name}: {self._guard.who} cannot read it: {one_line(error)}"
                 raise BestiaryError(said) from error
         return rows_of(rows, self, start, stop, f"tensor {self._name}: {self._guard.who}")
+
+
+def is_order(order: object, columns: int) -> bool:
+    """Whether it is an array that has each of so many columns once."""
+    return isinstance(order, np.ndarray) and order.dtype == np.int64 and order.shape == (columns,) \
+        and np.array_equal(np.sort(order), np.arange(columns))
 
 
 def guarded(checkpoint: object, path: Path, guard: calling) -> Checkpoint:

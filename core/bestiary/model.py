@@ -29,6 +29,7 @@ from bestiary.guard import calling, printing_to_stderr, whose
 from bestiary.guarded_tokenizer import GuardedTokenizer
 from bestiary.host import Host
 from bestiary.named_function import check_functions
+from bestiary.ordering import say_decoded
 from bestiary.overrides import check_taken, in_place_of, overridden, spelled, unused
 from bestiary.past import compiled
 from bestiary.rank_list import with_vocabulary
@@ -315,6 +316,7 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     if is_difference(graph, checkpoint.tensors):
         log.warning("%s: %s", path, SAID)
     if type is not None:
+        say_decoded(checkpoint.tensors.values(), f"is lost on the way to {type}")
         checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], requantize=True), host)
     made_for = int(checkpoint.config["max_position_embeddings"])
     if context is not None and context > made_for:

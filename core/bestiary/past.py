@@ -10,12 +10,16 @@ from numpy.typing import NDArray
 
 from bestiary.backend import Backend, Batch, KVCache, Limits, Needs, Plan, Progress
 from bestiary.graph import Graph, Past
+from bestiary.ordering import in_order, say_left
 from bestiary.tensor import Tensor
 
 
 def compiled(backend: Backend, graph: Graph, tensors: Mapping[str, Tensor], limits: Limits,
              progress: Progress | None = None) -> Plan:
-    """The backend's plan of the graph; one that fills the cache first where the graph has a past."""
+    """The backend's plan of the graph; one that fills the cache first where the graph has a past. Weights that hold
+    their columns in another order are compiled so where that can be."""
+    graph, tensors, left = in_order(graph, tensors, backend)
+    say_left(left, backend)
     if graph.past is None:
         return backend.compile(graph, tensors, limits, progress=progress)
     main, room, at_once = parts(graph, graph.past, limits)
@@ -25,6 +29,7 @@ def compiled(backend: Backend, graph: Graph, tensors: Mapping[str, Tensor], limi
 
 def needed(backend: Backend, graph: Graph, tensors: Mapping[str, Tensor], limits: Limits) -> Needs | None:
     """What the plan of `compiled` takes; None where the backend does not say."""
+    graph, tensors, _ = in_order(graph, tensors, backend)
     if graph.past is None:
         return backend.needs(graph, tensors, limits)
     main, room, at_once = parts(graph, graph.past, limits)

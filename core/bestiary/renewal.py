@@ -1,4 +1,5 @@
-"""Weights in encodings that only old files hold become weights of today's, on their way into a file of today."""
+"""Weights in encodings that only loaders know, of old files or of other programs, become weights of ours on their way
+into a file."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from bestiary.host import Host
 from bestiary.loader import Writer
 from bestiary.merge import check_vocabulary, doubts, merged
 from bestiary.model import make_tokenizer
+from bestiary.ordering import say_decoded
 from bestiary.overrides import check_taken, in_place_of, overridden, spelled, unused
 from bestiary.recode import Rounding
 from bestiary.renewal import renewed
@@ -93,6 +94,7 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         checkpoint, graph = to_canonical(checkpoint, family)
         check_taken(config, said, checkpoint.config, family)
     say_assumed(checkpoint, {*config, *(() if context is None else ("max_position_embeddings",))})
+    say_decoded(checkpoint.tensors.values(), "no file holds", "" if type else "; --outtype TYPE makes them smaller")
     rounding = Rounding()
     if type is None and not converted:
         type = plain_type(checkpoint, auto)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,12 @@ class Tensor(ABC):
     def nbytes(self) -> int:
         return self.rows * self.row_bytes
 
+    @property
+    def ordered(self) -> Ordered | None:
+        """The weight in its own bits, where these hold its columns in another order, as their groups ask for, and what
+        `read` gives is decoded; None for most. Who multiplies may take it and put his inputs in that order."""
+        return None
+
     @abstractmethod
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Rows start..stop-1 as bytes, (stop - start, row_bytes) uint8. May be called from several threads at once."""
@@ -51,6 +58,14 @@ class Tensor(ABC):
         for first, last in chunks(self):  # the codes of a block take more memory on the way than the weights
             whole[first:last] = self.decode(first, last)
         return whole.reshape(self.shape)
+
+
+class Ordered(NamedTuple):
+    """A weight with its columns in another order: column i of the tensor is column order[i] of the weight. order: empty
+    where rows differ in it, so that nobody can take the weight but as it is read, decoded."""
+
+    tensor: Tensor
+    order: NDArray[np.int64]
 
 
 def read_exactly(tensor: Tensor, first: int, last: int) -> NDArray[np.uint8]:

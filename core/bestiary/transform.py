@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bestiary.encoding import F32, PLAIN
 from bestiary.errors import BestiaryError
-from bestiary.tensor import Tensor, encode_plain
+from bestiary.tensor import Ordered, Tensor, encode_plain
 
 Rows = NDArray[np.uint8]
 LARGEST_GAP = 64
@@ -22,6 +22,11 @@ LARGEST_GAP = 64
 class _Permuted(Tensor):
     def __init__(self, base: Tensor, order: NDArray[np.int64]) -> None:
         self.shape, self.encoding, self._base, self._order = base.shape, base.encoding, base, order
+
+    @property
+    def ordered(self) -> Ordered | None:
+        offer = self._base.ordered
+        return offer and Ordered(_Permuted(offer.tensor, self._order), offer.order)
 
     def read(self, start: int, stop: int) -> Rows:
         wanted = self._order[start:stop]
@@ -58,6 +63,11 @@ class _Slice(Tensor):
     def __init__(self, base: Tensor, first: int, shape: tuple[int, ...]) -> None:
         self.shape, self.encoding, self._base, self._first = shape, base.encoding, base, first
 
+    @property
+    def ordered(self) -> Ordered | None:
+        offer = self._base.ordered
+        return offer and Ordered(_Slice(offer.tensor, self._first, self.shape), offer.order)
+
     def read(self, start: int, stop: int) -> Rows:
         return self._base.read(self._first + start, self._first + stop)
 
@@ -67,6 +77,10 @@ class _Widened(Tensor):
 
     def __init__(self, base: Tensor) -> None:
         self.shape, self.encoding, self._base = base.shape, F32, base
+
+    @property
+    def ordered(self) -> Ordered | None:
+        return self._base.ordered
 
     def read(self, start: int, stop: int) -> Rows:
         return encode_plain(self._base.decode(start, stop), F32)
@@ -86,6 +100,17 @@ class _Joined(Tensor):
         if any(part.encoding != self.encoding or part.columns != parts[0].columns for part in parts):
             raise BestiaryError(f"tensors of shapes {[part.shape for part in parts]} and encodings "
                                 f"{[part.encoding.name for part in parts]} cannot be joined")
+
+    @property
+    def ordered(self) -> Ordered | None:
+        offers = [offer for part in self._parts if (offer := part.ordered) is not None]
+        if not offers:
+            return None
+        if len(offers) < len(self._parts) or any(
+                offer.tensor.encoding != offers[0].tensor.encoding or not np.array_equal(offer.order, offers[0].order)
+                for offer in offers):
+            return Ordered(self, np.zeros(0, np.int64))
+        return Ordered(_Joined([offer.tensor for offer in offers], self.shape), offers[0].order)
 
     def read(self, start: int, stop: int) -> Rows:
         pieces, first = [], 0

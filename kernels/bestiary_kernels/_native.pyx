@@ -137,6 +137,7 @@ cdef extern from "program.h" namespace "bestiary":
         kSlice "bestiary::kSlice"
         kSoftCap "bestiary::kSoftCap"
         kExperts "bestiary::kExperts"
+        kOrder "bestiary::kOrder"
     cdef cppclass CPart "bestiary::Part":
         const CMatrix *matrix
         const float *bias
@@ -147,6 +148,7 @@ cdef extern from "program.h" namespace "bestiary":
         cbool tail, by_position
         i64 width, group, start
         float number
+        vector[int32_t] columns
         const float *weight
         const float *bias
         const CMatrix *matrix
@@ -763,6 +765,21 @@ cdef class Program:
         self._need(a, self._width(a), tail)
         self._need(out, self._width(out), tail)
         s.op, s.a, s.out, s.start, s.width, s.tail = kSlice, a, out, start, self._width(out), tail
+        self._add(s)
+
+    def order(self, int a, int out, const int32_t[::1] columns not None, bint tail):
+        """Column columns[i] of slot a becomes column i."""
+        cdef CStep s
+        cdef i64 i, width = self._width(a)
+        if a == out or columns.shape[0] != width:
+            raise ValueError(f"an order of {columns.shape[0]} columns from slot {a} of {width} into slot {out}")
+        self._need(a, width, tail)
+        self._need(out, width, tail)
+        s.columns.assign(&columns[0], &columns[0] + width)  # what is checked is what is kept
+        for i in range(width):
+            if not 0 <= s.columns[i] < width:
+                raise ValueError(f"column {s.columns[i]} of {width}")
+        s.op, s.a, s.out, s.width, s.tail = kOrder, a, out, width, tail
         self._add(s)
 
     def attention(self, int q, int k, int v, int out, i64 heads, i64 kv_heads, float scale, float soft_cap, i64 window,

@@ -26,7 +26,7 @@ i64 cost(const Step &s) {
     switch (s.op) {
     case kInput: return 0; // written from outside
     case kRopeTable: return s.rope.count * 16;
-    case kStore: case kSilu: case kSiluMul: case kGeluTanh: case kGeluErf: return s.width * 4;
+    case kStore: case kSilu: case kSiluMul: case kGeluTanh: case kGeluErf: case kOrder: return s.width * 4;
     default: return s.width;
     }
 }
@@ -305,6 +305,11 @@ void Program::row(const Step &s, i64 t, int worker) {
     case kScale: table_->scale(x, s.number, out, n); break;
     case kSlice: std::memcpy(out, x + s.start, (size_t)n * 4); break;
     case kSoftCap: table_->soft_cap(x, s.number, out, n); break;
+    case kOrder: {
+        const int32_t *from = s.columns.data();
+        for (i64 i = 0; i < n; ++i) out[i] = x[from[i]];
+        break;
+    }
     default: break;
     }
 }

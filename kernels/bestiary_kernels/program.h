@@ -11,7 +11,8 @@ namespace bestiary {
 
 enum Op : int32_t {
     kInput, kEmbed, kGather, kRopeTable, kRope, kQuantize, kLinearQuantized, kPack, kLinearPlain, kRmsNorm, kLayerNorm,
-    kStore, kAttend, kSilu, kSiluMul, kGeluTanh, kGeluErf, kAdd, kMul, kScale, kSlice, kSoftCap, kExperts
+    kStore, kAttend, kSilu, kSiluMul, kGeluTanh, kGeluErf, kAdd, kMul, kScale, kSlice, kSoftCap, kExperts,
+    kOrder
 };
 
 // One matrix of a linear step.
@@ -28,6 +29,7 @@ struct Step {
     bool tail = false;                // runs over the wanted tokens instead of all
     i64 width = 0, group = 0, start = 0;
     float number = 0.0f; // eps, factor or cap
+    std::vector<int32_t> columns; // order: where each column comes from
     const float *weight = nullptr, *bias = nullptr;
     // embed: one of the two, and what chooses the row
     const Matrix *matrix = nullptr;

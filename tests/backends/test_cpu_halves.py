@@ -23,6 +23,7 @@ from bestiary_plugins.encodings import (
     Q8_0,
     Q8_0_V1,
 )
+from bestiary_plugins.loaders.quantized.rows import IntegerRows
 from tests.blocks import blocks
 
 if TYPE_CHECKING:
@@ -76,6 +77,39 @@ def test_one_number_that_is_none_keeps_the_matrix_in_f32(lab: Lab, monkeypatch: 
     (size, got), (large, expected) = (results(lab, tensor, wide, monkeypatch) for wide in (False, True))
     np.testing.assert_array_equal(got, expected)
     assert size == large == 80 * encoding.row_bytes(160)
+
+
+def planar(bits: int, span: int, zero: bool, odd: float | None = None) -> BlockTensor:
+    """70 rows of 512 integers with bf16 scales, as quantized folders have them; odd: one of the scales."""
+    rng, groups = np.random.default_rng(bits), 512 // span
+    layout = IntegerRows(bits, 512, span, "bf16", zero)
+    values = rng.uniform(0.01, 0.02, (70, groups)).astype(np.float32) * rng.choice([1, -1, 2.0 ** -8], (70, groups))
+    values[:2, 0] = 0, 2.0 ** -17
+    if odd is not None:
+        values[40, -1] = odd
+    scales = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)[:, :, None].view(np.uint8)
+    zeros = rng.integers(0, 1 << bits, (70, groups)).astype(np.uint8) if zero else None
+    stream = rng.integers(0, 256, (70, 512 * bits // 8)).astype(np.uint8)
+    return BlockTensor(layout.fill(stream, scales, zeros), (70, 512), layout.encoding)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize(("bits", "span", "held", "held_with_zeros"), [
+    (4, 32, 4.5, 5.25), (4, 64, 4.25, 4.75), (4, 128, 4.125, 4.5), (8, 128, 8.125, 8.75), (3, 64, 3.25, 3.75)])
+def test_scales_of_bf16_are_held_as_f16_where_they_are_such_numbers(
+        lab: Lab, monkeypatch: pytest.MonkeyPatch, bits: int, span: int, held: float, held_with_zeros: float,
+        zero: bool) -> None:
+    tensor = planar(bits, span, zero)
+    (small, got), (large, expected) = (results(lab, tensor, wide, monkeypatch) for wide in (False, True))
+    if zero:  # pairs of integers are multiplied in another order
+        np.testing.assert_allclose(got, expected, 0, 1e-5 * np.abs(expected).max())
+    else:
+        np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
+    assert (8 * small / 80 / 512, small < large) == (held_with_zeros if zero else held, True)
+    one = planar(bits, span, zero, 2.0 ** -30)
+    (size, got), (large, expected) = (results(lab, one, wide, monkeypatch) for wide in (False, True))
+    np.testing.assert_array_equal(got, expected)
+    assert size == large
 
 
 def test_a_piece_that_does_not_fit_has_its_whole_matrix_read_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

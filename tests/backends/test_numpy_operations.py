@@ -284,6 +284,11 @@ def test_silu_of_very_negative_numbers_is_zero_without_a_warning() -> None:
     close(run(lambda g, x: g.silu(x), [x]), np.zeros((TOKENS, 2)))
 
 
+def test_order_takes_column_i_from_columns_i() -> None:
+    a = normal(TOKENS, 5)
+    close(run(lambda g, a: g.order(a, (3, 0, 4, 2, 1)), [a]), [[row[i] for i in (3, 0, 4, 2, 1)] for row in a])
+
+
 def test_add_mul_and_slice() -> None:
     a, b = normal(TOKENS, 6), normal(TOKENS, 6)
     close(run(lambda g, a, b: g.add(a, b), [a, b]), a + b)

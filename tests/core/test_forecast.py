@@ -22,6 +22,8 @@ from bestiary.saving import save_as
 from bestiary.tensor import Absent
 from bestiary.testing.tiny import Model, Piece, Runs, make_model, random_ids, running_backends
 from bestiary_plugins.demo.beasts import publish
+from tests.loaders import quantized_folders as folders
+from tests.loaders import test_quantized_awq as awq
 
 SCAFFOLD = Path(bestiary.scaffold.__file__).parent
 FAMILIES = sorted(Host(HostSettings(names=())).architectures)
@@ -65,6 +67,22 @@ def test_every_type_of_every_family_has_the_size_that_was_foretold(host: Host, t
         assert abs(row["bytes"] - saved.bytes) <= 32, name  # a tensor's alignment: the tokenizer was counted apart
     for row in forecast(folder, host)["types"]:  # with the weights there
         assert row == by_type(facts)[row["type"]]
+
+
+def test_what_is_quantized_is_foretold_as_it_is_too(host: Host, tmp_path: Path) -> None:
+    publish(host.architectures["llama"], tmp_path / "m", 3)
+    save_as(tmp_path / "m", tmp_path / "m.gguf", "q5_1", host)
+    facts = forecast(tmp_path / "m.gguf", host)
+    assert by_type(facts).keys() == {"as it is", *host.quantizers}
+    saved = save_as(tmp_path / "m.gguf", tmp_path / "again.gguf", None, host)
+    row = by_type(facts)["as it is"]
+    assert row["types"] == saved.types and abs(row["bytes"] - saved.bytes) <= 32
+    assert row["run_bytes"] < by_type(facts)["f32"]["run_bytes"]
+    assert {**row, "type": "q5_1"} == by_type(facts)["q5_1"]
+    folder = folders.write(tmp_path / "made", awq.packer(), awq.SECTION).quantized
+    saved = save_as(folder, tmp_path / "awq.gguf", None, host)
+    assert by_type(forecast(folder, host))["as it is"]["types"] == saved.types
+    assert "as it is" not in by_type(forecast(tmp_path / "m", host))
 
 
 @pytest.mark.parametrize(("family", "changed"), [*((family, {}) for family in FAMILIES), ("llama", {"head_dim": 40})])

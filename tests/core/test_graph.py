@@ -124,6 +124,11 @@ WRONG: dict[str, tuple[Callable[[Trace, Value, Value], Any], str]] = {
     "experts of no column": (lambda g, a, b: g.moe(a, "r", "g", "u", "d", experts=4, width=0, top_k=2), "width = 0"),
     "a factor that is none": (lambda g, a, b: g.scale(a, math.nan), "scale: factor = nan; it must be a number"),
     "a cap of nothing": (lambda g, a, b: g.soft_cap(a, 0.0), "soft_cap: cap = 0.0; it must be a number above 0"),
+    "a column twice": (lambda g, a, b: g.order(b, [0, 1, 2, 3, 4, 5, 6, 6]), "an order of 8 columns that is no permut"),
+    "too few columns": (lambda g, a, b: g.order(b, range(7)), "an order of 7 columns that is no permutation of 8"),
+    "columns beyond": (lambda g, a, b: g.order(b, range(1, 9)), "an order of 8 columns that is no permutation of 8"),
+    "half columns": (lambda g, a, b: g.order(b, [0.5] * 8), "order [0.5, 0.5"),  # type: ignore[list-item]
+    "columns beyond numbers": (lambda g, a, b: g.order(b, [1 << 40] * 8), "it must be a list of columns"),
     "half a slice": (lambda g, a, b: g.slice(a, 0, 6.0), "slice 0..6.0 of 12 columns"),  # type: ignore[arg-type]
     "no function": (lambda g, a, b: g.call("nocolon", a, width=3), "call of 'nocolon'; \"package.module:function\" "),
     "a result of no column": (lambda g, a, b: g.call("m:f", a, width=0), "call: width = 0"),

@@ -99,7 +99,7 @@ def test_matrices_check_every_length() -> None:
 def test_programs_check_every_slot() -> None:
     program = kernels.Program("scalar", 1, 1)
     matrix = kernels.Matrix(layout(), 20)
-    x, y = program.slot(64, False), program.slot(20, False)
+    x, y, z = program.slot(64, False), program.slot(20, False), program.slot(64, False)
     calls: list[Callable[[], object]] = [
         lambda: program.linear(y, [(matrix, None, x)], False),
         lambda: program.linear(x, [(matrix, None, x)], False),
@@ -114,6 +114,15 @@ def test_programs_check_every_slot() -> None:
         lambda: program.slice(x, y, 45, False),
         lambda: program.slice(x, y, -1, False),
         lambda: program.slice(x, y, 2**63 - 10, False),
+        *(lambda columns=columns: program.order(x, z, columns, False) for columns in (
+            np.arange(1, 65, dtype=np.int32), np.arange(-1, 63, dtype=np.int32), np.arange(63, dtype=np.int32),
+            np.full(64, 2**31 - 1, np.int32), np.full(64, -2**31, np.int32), np.zeros(0, np.int32), np.arange(64),
+            np.arange(128, dtype=np.int32)[::2])),
+        lambda: program.order(x, x, np.arange(64, dtype=np.int32), False),
+        lambda: program.order(x, y, np.arange(64, dtype=np.int32), False),
+        lambda: program.order(y, x, np.arange(20, dtype=np.int32), False),
+        lambda: program.order(x, 7, np.arange(64, dtype=np.int32), False),
+        lambda: program.order(-1, x, np.arange(64, dtype=np.int32), False),
         lambda: program.gather(x, y),
         lambda: program.embed_rows(y, layout(), np.zeros((5, 36), np.uint8), False),
         lambda: program.embed_rows(x, layout(), np.zeros((5, 35), np.uint8), False),
@@ -206,6 +215,7 @@ def test_steps_and_slots_agree_on_whose_rows_they_have() -> None:
                 lambda a=a, out=out, t=is_tail: program.each("silu", a, a, out, 0.0, t),  # type: ignore[misc]
                 lambda a=a, out=out, t=is_tail: program.norm("rms_norm", a, out, None, None, 1e-5, 64, t),  # type: ignore[misc]
                 lambda a=a, out=out, t=is_tail: program.slice(a, out, 0, t),  # type: ignore[misc]
+                lambda a=a, out=out, t=is_tail: program.order(a, out, np.arange(64, dtype=np.int32), t),  # type: ignore[misc]
                 lambda a=a, out=out, t=is_tail: program.linear(a, [(matrix, None, out)], t),  # type: ignore[misc]
             ]
         calls.append(lambda h=here, o=other, t=is_tail: program.each("add", h, o, h, 0.0, t))  # type: ignore[misc]

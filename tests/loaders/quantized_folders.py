@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bestiary.backend import Backend, Plan
 from bestiary.canonical import to_canonical
 from bestiary.checkpoint import Checkpoint
 from bestiary.host import Host
+from bestiary.past import compiled
 from bestiary.testing.tiny import LIMITS, Runs, difference, random_ids
 
 Array = NDArray[Any]
@@ -37,10 +39,11 @@ LINEARS = {"self_attn.q_proj": (WIDTH, WIDTH), "self_attn.k_proj": (WIDTH // 2, 
 @dataclass(frozen=True)
 class Packed:
     """parts: what stands in the file in place of a weight, by the end of its name. values: what it decodes to,
-    (outputs, inputs)."""
+    (outputs, inputs). exact: what it is, where decoding rounds."""
 
     parts: Mapping[str, Stored]
     values: Floats
+    exact: Floats | None = None
 
 
 Pack = Callable[[np.random.Generator, int, int], Packed]
@@ -76,11 +79,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Stored]) -> None:
 
 @dataclass(frozen=True)
 class Folders:
-    """quantized, plain: folders. values: what the quantized weights decode to, by their plain names."""
+    """quantized, plain: folders. values: what the quantized weights decode to, by their plain names; exact: what they
+    are, which the plain folder holds."""
 
     quantized: Path
     plain: Path
     values: Mapping[str, Floats]
+    exact: Mapping[str, Floats]
 
 
 def others(rng: np.random.Generator) -> dict[str, Stored]:
@@ -98,15 +103,16 @@ def write(folder: Path, pack: Pack, section: Mapping[str, Any] | None, seed: int
     kept = others(rng)
     packed = {f"{LAYER}{name}": pack(rng, *shape) for name, shape in LINEARS.items()}
     values = {f"{name}.weight": one.values for name, one in packed.items()}
+    exact = {f"{name}.weight": one.values if one.exact is None else one.exact for name, one in packed.items()}
     parts = {f"{name}{end}": stored for name, one in packed.items() for end, stored in one.parts.items()}
     for name, tensors, config in (
             ("quantized", {**kept, **parts, **(more or {})},
              CONFIG if section is None else {**CONFIG, "quantization_config": dict(section)}),
-            ("plain", {**kept, **{name: plain(value) for name, value in values.items()}}, CONFIG)):
+            ("plain", {**kept, **{name: plain(value) for name, value in exact.items()}}, CONFIG)):
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").write_text(json.dumps(config))
         write_tensors(folder / name / "model.safetensors", tensors)
-    return Folders(folder / "quantized", folder / "plain", values)
+    return Folders(folder / "quantized", folder / "plain", values, exact)
 
 
 def check_values(checkpoint: Checkpoint, values: Mapping[str, Floats], off: float = 0) -> None:
@@ -122,12 +128,16 @@ def check_values(checkpoint: Checkpoint, values: Mapping[str, Floats], off: floa
             np.testing.assert_array_equal(tensor.decode(start, stop), found[start:stop], err_msg=name)
 
 
-def logits(path: Path, host: Host, backend: str) -> Floats:
+def plan_of(path: Path, host: Host, backend: str | Backend) -> Plan:
     checkpoint = host.open(path)
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer)
     canonical, graph = to_canonical(checkpoint, family)
-    plan = host.backends[backend].compile(graph, canonical.tensors, LIMITS)
-    return Runs(plan).prefill(random_ids(VOCABULARY, 20))
+    runs_on = host.backends[backend] if isinstance(backend, str) else backend
+    return compiled(runs_on, graph, canonical.tensors, LIMITS)
+
+
+def logits(path: Path, host: Host, backend: str | Backend) -> Floats:
+    return Runs(plan_of(path, host, backend)).prefill(random_ids(VOCABULARY, 20))
 
 
 def check_logits(folders: Folders, host: Host, bound: float = 0.02) -> None:

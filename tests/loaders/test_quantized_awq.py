@@ -31,11 +31,11 @@ def words(codes: NDArray[Any]) -> NDArray[np.int32]:
     return packed.view(np.int32)
 
 
-def packer(group: int = 64, number: Any = np.float16) -> Pack:
+def packer(group: int = 64, number: Any = np.float16, zero: bool = True) -> Pack:
     def pack(rng: np.random.Generator, outputs: int, inputs: int) -> Packed:
         size = inputs if group == -1 else group
         codes = rng.integers(0, 16, (inputs, outputs))
-        zeros = rng.integers(0, 16, (inputs // size, outputs))
+        zeros = rng.integers(0, 16, (inputs // size, outputs)) if zero else np.full((inputs // size, outputs), 8)
         scales = rng.uniform(0.005, 0.015, zeros.shape).astype(number)
         values = scales.repeat(size, 0).astype(np.float32) * (codes - zeros.repeat(size, 0)).astype(np.float32)
         return Packed({".qweight": plain(words(codes)), ".qzeros": plain(words(zeros)), ".scales": plain(scales)},
@@ -65,11 +65,24 @@ def test_the_settings_of_its_authors_own_program_are_read(tmp_path: Path, host: 
     folders.check_values(host.open(made.quantized), made.values)
 
 
+@pytest.mark.parametrize("group", [32, 128])
+def test_groups_without_zeros_are_ours(tmp_path: Path, host: Host, group: int) -> None:
+    said = {**SECTION, "group_size": group, "zero_point": False}
+    made = folders.write(tmp_path, packer(group, zero=False), said)
+    checkpoint = host.open(made.quantized)
+    folders.check_values(checkpoint, made.values)
+    assert {checkpoint.tensors[name].encoding.name for name in made.values} == {"q4_0"}
+    other = folders.write(tmp_path / "other", packer(group), said)
+    with pytest.raises(BestiaryError, match="zero_point = false asks for zeros of 8, and qzeros holds"):
+        host.open(other.quantized).tensors[f"{folders.LAYER}mlp.up_proj.weight"].array()
+
+
 @pytest.mark.parametrize(("changed", "said"), [
     ({"bits": 3}, "bits = 3 is not read; known: 4"),
     ({"version": "gemv"}, "version = 'gemv' is not read; known: gemm"),
     ({"version": 1}, "version = 1 is not read"),
-    ({"zero_point": False}, "zero_point = False is not read; known: True"),
+    ({"zero_point": 0}, "zero_point = 0 is not read; known: True, False"),
+    ({"checkpoint_format": "gemv_fast"}, "checkpoint_format = 'gemv_fast' is not read; known: gemm"),
     ({"group_size": 20}, "group_size = 20; it must be -1 or a multiple of 8"),
     ({"group_size": 32}, r"scales has the shape \[2, 128\]; .*group_size = 32 asks for \[4, 128\]"),
 ])

@@ -72,6 +72,19 @@ def test_weights_are_what_the_format_says(tmp_path: Path, host: Host, kind: str,
     folders.check_values(host.open(made.quantized), made.values)
 
 
+@pytest.mark.parametrize("storage", ["I8", "F16", "BF16", "F32"])
+def test_codes_may_be_stored_as_numbers(tmp_path: Path, host: Host, storage: str) -> None:
+    """bnb_4bit_quant_storage, so that other programs can cut the weights into pieces as all others."""
+    def stored(rng: np.random.Generator, outputs: int, inputs: int) -> Packed:
+        made = packer("nf4", 64, True)(rng, outputs, inputs)
+        size = {"I8": np.int8, "F32": np.int32}.get(storage, np.int16)
+        return Packed({**made.parts, ".weight": (storage, made.parts[".weight"][1].reshape(-1).view(size)[:, None])},
+                      made.values)
+
+    made = folders.write(tmp_path, stored, {**FOUR, "bnb_4bit_quant_storage": storage})
+    folders.check_values(host.open(made.quantized), made.values)
+
+
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_logits_of_four_bits_are_those_of_the_plain_weights(tmp_path: Path, host: Host, kind: str,
                                                             caplog: pytest.LogCaptureFixture) -> None:
@@ -87,6 +100,13 @@ def test_signed_bytes_are_what_the_format_says(tmp_path: Path, host: Host, caplo
     with caplog.at_level(logging.WARNING):
         folders.check_logits(made, host)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("pack", "key"), [(bytes_and_scales, "load_in_8bit"), (packer(), "load_in_4bit")])
+def test_programs_of_early_2023_did_not_name_the_method(tmp_path: Path, host: Host, pack: Pack, key: str) -> None:
+    made = folders.write(tmp_path, pack, {"load_in_8bit": False, "load_in_4bit": False, "llm_int8_threshold": 6.0,
+                                          key: True})
+    folders.check_values(host.open(made.quantized), made.values)
 
 
 @pytest.mark.parametrize(("pack", "said"), [
@@ -108,9 +128,11 @@ def test_states_that_do_not_fit_are_refused(tmp_path: Path, host: Host, pack: Pa
 
 @pytest.mark.parametrize(("part", "changed", "said"), [
     (".weight.quant_map", np.linspace(-1, 1, 16, dtype=np.float32), "holds another codebook than its type has"),
+    (".weight", np.zeros((8192, 1), np.float16), r"has the shape \[8192, 1\], 16384 bytes; a weight .* asks for 8192"),
+    (".weight", np.zeros((2048, 1), np.int32), "weight is I32; it must be U8 or I8 or f16 or bf16 or f32"),
     (".weight.quant_map", np.zeros(8, np.float32), "quant_map has the shape"),
     (".weight.absmax", np.zeros(256, np.uint8), "absmax is U8; it must be f32"),
-    (".weight", np.zeros((100, 1), np.uint8), r"weight has the shape \[100, 1\]; a weight .* asks for 8192"),
+    (".weight", np.zeros((100, 1), np.uint8), r"weight has the shape \[100, 1\], 100 bytes; a weight .* asks for 8192"),
     (".weight.quant_state.bitsandbytes__nf4", np.zeros(5000, np.uint8), "has 5000 bytes; 4096 are the most"),
     (".weight.quant_state.bitsandbytes__nf4", np.full(50, 91, np.uint8), "cannot be read as JSON|nests too deeply"),
 ])

@@ -118,6 +118,13 @@ def integers(strategy: str, **more: Any) -> dict[str, Any]:
                                           "weights": {"num_bits": 8, "type": "int", "strategy": strategy, **more}}}}
 
 
+def groups(*sections: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """All that the sections say of groups of modules, each with its format, in one."""
+    return {"quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": {
+        f"group_{i}": {**group, "format": section["format"]}
+        for i, section in enumerate(sections) for group in section["config_groups"].values()}, **more}
+
+
 @pytest.mark.parametrize("number", ["float32", "float16", "bf16"])
 @pytest.mark.parametrize("zeros", [False, True])
 def test_integers_are_what_the_format_says(tmp_path: Path, host: Host, caplog: pytest.LogCaptureFixture, number: str,
@@ -151,8 +158,10 @@ def test_integers_in_groups_are_what_the_format_says(tmp_path: Path, host: Host)
     (integers("channel") | {"config_groups": {}}, packer("int8", "column"), "config_groups = .*not empty"),
     (integers("channel") | {"sparsity_config": {"format": "sparse-24-bitmask"}}, packer("int8", "column"),
      "sparsity_config = .*sparse weights are not read"),
-    (integers("channel") | {"config_groups": {"a": {"weights": {"num_bits": 8}}, "b": {"weights": {"num_bits": 4}}}},
-     packer("int8", "column"), "config_groups whose weights differ are not read")])
+    (integers("group", group_size=64), packer("int8", "block", "bf16", ".weight_scale", (1, 32)),
+     r"weight_scale has the shape \[128, 4\]; .* in blocks of \[1, 64\] asks for \[128, 2\]"),
+    (groups(integers("group", group_size=72), integers("group", group_size=64)),
+     packer("int8", "block", "bf16", ".weight_scale", (1, 64)), r"fits blocks of \[1, 72\] and of \[1, 64\]")])
 def test_what_is_not_read_or_does_not_fit_is_refused(tmp_path: Path, host: Host, section: dict[str, Any],
                                                      made_by: Pack, said: str) -> None:
     made = folders.write(tmp_path, made_by, section)

@@ -20,8 +20,10 @@ from tests.loaders.quantized_folders import Pack, Packed, plain, stream
 Section = dict[str, Any]
 
 
-def packer(bits: int = 4, group: int = 32, symmetric: bool = True, one_less: bool = True, order: bool = False) -> Pack:
-    """Words of 32 bits: of the codes along the input, of the zeros along the output."""
+def packer(bits: int = 4, group: int = 32, symmetric: bool = True, one_less: bool = True, order: bool = False,
+           alike: bool = False) -> Pack:
+    """Words of 32 bits: of the codes along the input, of the zeros along the output. order: act-order; alike: weights
+    of as many inputs have the same."""
     def pack(rng: np.random.Generator, outputs: int, inputs: int) -> Packed:
         size = inputs if group == -1 else group
         groups = inputs // size
@@ -30,14 +32,14 @@ def packer(bits: int = 4, group: int = 32, symmetric: bool = True, one_less: boo
         zeros: NDArray[Any] = np.full((groups, outputs), 1 << (bits - 1))
         if not symmetric:
             zeros = rng.integers(one_less, 1 << bits, (groups, outputs))
-        index = rng.permutation(inputs) // size if order else np.arange(inputs) // size
-        values = scales[index].astype(np.float32) * (codes - zeros[index]).astype(np.float32)
-        if order:
-            values = values.astype(np.float16).astype(np.float32)
+        drawn = np.random.default_rng(inputs) if alike else rng
+        index = drawn.permutation(inputs) // size if order else np.arange(inputs) // size
+        exact = scales[index].astype(np.float32) * (codes - zeros[index]).astype(np.float32)
+        values = exact.astype(np.float16).astype(np.float32) if order and groups > 1 else exact
         return Packed({".qweight": plain(stream(codes, bits).view(np.int32)),
                        ".qzeros": plain(np.ascontiguousarray(stream((zeros - one_less).T, bits).T).view(np.int32)),
                        ".scales": plain(scales), ".g_idx": plain(index.astype(np.int32))},
-                      np.ascontiguousarray(values.T))
+                      np.ascontiguousarray(values.T), np.ascontiguousarray(exact.T))
     return pack
 
 
@@ -97,19 +99,6 @@ def odd_groups() -> Pack:
     return pack
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_act_order_is_decoded_and_said_once(tmp_path: Path, host: Host, caplog: pytest.LogCaptureFixture,
-                                            bits: int) -> None:
-    made = folders.write(tmp_path, packer(bits, 32, False, True, True), section(bits, 32, False, True, True))
-    with caplog.at_level(logging.WARNING):
-        checkpoint = host.open(made.quantized)
-    folders.check_values(checkpoint, made.values)
-    assert [record.message for record in caplog.records] == [
-        f"{made.quantized}: the groups of 7 weights are not runs of inputs (desc_act), which no layout describes: they "
-        "are decoded to f16"]
-    folders.check_logits(made, host)
-
-
 def test_a_zero_of_zero_survives_where_it_was_taken_from_the_whole_word(tmp_path: Path, host: Host) -> None:
     pack = packer(4, 64, False)
 
@@ -124,6 +113,33 @@ def test_a_zero_of_zero_survives_where_it_was_taken_from_the_whole_word(tmp_path
 
     made = folders.write(tmp_path, wrapped, section(4, 64, False))
     folders.check_values(host.open(made.quantized), made.values)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_modules_may_have_settings_of_their_own(tmp_path: Path, host: Host, symmetric: bool) -> None:
+    """GPTQModel's dynamic: the shapes say whose they are."""
+    def mixed(rng: np.random.Generator, outputs: int, inputs: int) -> Packed:
+        if inputs == folders.FORWARD:
+            return packer(8, 64)(rng, outputs, inputs)
+        return packer(2 if outputs == folders.FORWARD else 4, 32, symmetric)(rng, outputs, inputs)
+
+    modules = {"+:.*down_proj": {"bits": 8, "group_size": 64}, r".*\.(gate|up)_proj": {"bits": 2, "sym": symmetric},
+               "-:lm_head": {}, "+:.*q_proj": {"sym": symmetric}}
+    made = folders.write(tmp_path, mixed, {**section(), "dynamic": modules})
+    checkpoint = host.open(made.quantized)
+    folders.check_values(checkpoint, made.values)
+    names = {checkpoint.tensors[name].encoding.name for name in made.values}
+    assert names == ({"q4_0", "q8_0", "int2_f16_32"} if symmetric else {"uint4_f16_32", "q8_0", "uint2_f16_32"})
+
+
+def test_groups_that_the_shapes_do_not_tell_apart_are_refused(tmp_path: Path, host: Host) -> None:
+    def pack(rng: np.random.Generator, outputs: int, inputs: int) -> Packed:
+        return packer(4, inputs // 2)(rng, outputs, inputs)
+
+    said = {**section(4, 64), "dynamic": {"mlp": {"group_size": 96}, "down": {"group_size": 128}}}
+    made = folders.write(tmp_path, pack, said)
+    with pytest.raises(BestiaryError, match="q_proj.qweight fits groups of 64 and of 96"):
+        host.open(made.quantized)
 
 
 def test_settings_may_stand_in_a_file_of_their_own(tmp_path: Path, host: Host) -> None:
@@ -177,7 +193,12 @@ def test_biases_of_zeros_that_old_programs_wrote_are_left_out(tmp_path: Path, ho
     ({"checkpoint_format": "marlin"}, "checkpoint_format = 'marlin' is not read; known: gptq, gptq_v2"),
     ({"is_marlin_format": True}, "is_marlin_format = True"),
     ({"sym": "yes"}, "sym = 'yes' is not read; known: True, False"),
-    ({"dynamic": {"+:.*mlp.*": {"bits": 8}}}, "dynamic = .*settings that differ by module are not read"),
+    ({"dynamic": {"+:.*mlp.*": {"bits": 5}}}, r"dynamic: '\+:\.\*mlp\.\*': bits = 5 is not read"),
+    ({"dynamic": {"+:.*mlp.*": 8}}, "dynamic = .*it must be an object of objects"),
+    ({"dynamic": [8]}, r"dynamic = \[8\]; it must be an object of objects"),
+    ({"dynamic": {str(i): {"group_size": 8 * i} for i in range(1, 101)}}, "has 100 different settings .*; 64 are the"),
+    ({"group_size": 24, "dynamic": {"mlp": {"group_size": 64}, "q": {"bits": 8}}},  # none of them
+     r"group_size = 24 asks for \[6, 128\]"),
     ({"bits": 8}, r"scales has the shape \[4, 128\]; .*with bits = 8, group_size = 32 asks for \[2, 128\]"),
     ({"group_size": 64}, r"scales has the shape \[4, 128\]; .*group_size = 64 asks for \[2, 128\]"),
     ({"bits": 3}, "that is no weight of 3 bits packed into whole words"),

@@ -15,7 +15,8 @@ from bestiary.contributions import one_line
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph, Trace
 from bestiary.host import Host, HostSettings
-from bestiary.tensor import Tensor
+from bestiary.past import compiled
+from bestiary.tensor import ArrayTensor, Tensor
 from bestiary.testing import operations
 from bestiary.testing.batches import bad_batches
 from bestiary.testing.contract import Broken, Contract, HostWith, expect
@@ -32,6 +33,7 @@ from bestiary.testing.tiny import (
     quantized,
     random_ids,
     random_weights,
+    shuffled,
 )
 
 TOKENS = 21
@@ -188,6 +190,20 @@ class BackendContract(Contract):
             again = backend.compile(graph, tensors, LIMITS, share=runs.plan, progress=lambda done, total, what: None)
             found = difference(Runs(again, runs.layout).prefill(ids), runs.prefill(ids))
             expect(found <= self.own_bound(backend), f"{name}: a plan that shares weights gives other logits")
+
+    def test_weights_in_an_order_of_columns_of_their_own_are_the_same(self, backend: Backend, host: Host) -> None:
+        """Where it says that it runs `order`; else it never meets one."""
+        if not backend.orders:
+            return
+        graph = products(96)
+        tensors = shuffled(random_weights(graph.weights))
+        weights = {name: ArrayTensor(tensor.array()) for name, tensor in tensors.items()}
+        plan = compiled(backend, graph, tensors, LIMITS)
+        expect("order" in {node.op for node in plan.graph.nodes}, "its plan is of another graph than it was given")
+        ids = random_ids(operations.VOCABULARY, TOKENS)
+        found = difference(Runs(plan).prefill(ids), Runs(backend.compile(graph, weights, LIMITS)).prefill(ids))
+        expect(found <= self.bound, f"{found:.2e} of the spread of the logits from those of the same weights decoded; "
+                                    f"the bound is {self.bound:.1e}")
 
     def test_a_graph_that_was_cut_gives_the_whole(self, backend: Backend, host: Host) -> None:
         for name, runs, graph, tensors in self.running(backend, host):

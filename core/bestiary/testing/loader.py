@@ -15,16 +15,20 @@ from bestiary.canonical import to_canonical
 from bestiary.checkpoint import CANONICAL, Checkpoint
 from bestiary.contributions import one_line
 from bestiary.errors import BestiaryError
+from bestiary.guarded_checkpoint import is_order
 from bestiary.host import Host
 from bestiary.loader import Loader, Writer
 from bestiary.model import make_tokenizer
-from bestiary.tensor import Tensor
+from bestiary.tensor import Ordered, Tensor
 from bestiary.testing.contract import Broken, Contract, HostWith, expect, pickled
 from bestiary.testing.damage import damaged
 from bestiary.testing.hostile import MEMORY, SECONDS, only_refused
 
 UNRELATED = {"of zeros": bytes(4096), "of noise": np.random.default_rng(2).bytes(5000),
              "of text": b"Once upon a time there was a file that was no model.\n" * 40, "of one byte": b"\x80"}
+
+ROUNDED = 2.0 ** -7
+"""By how much of its largest number a weight that is decoded to bf16 may be off, and more."""
 
 
 class LoaderContract(Contract):
@@ -135,6 +139,20 @@ class LoaderContract(Contract):
                                                                 "are other bytes than in the whole")
             expect(tensor.array().shape == tensor.shape, f"tensor {name}: array() has another shape")
 
+    def test_what_a_tensor_offers_in_another_order_is_the_weight(self, loader: Loader, path: Path, host: Host) -> None:
+        """But for the rounding of what is decoded."""
+        for name, tensor in loader.open(path, host).tensors.items():
+            if (offer := tensor.ordered) is None:
+                continue
+            fits = isinstance(offer, Ordered) and isinstance(offer.tensor, Tensor) \
+                and offer.tensor.shape == tensor.shape and is_order(offer.order, tensor.columns)
+            expect(fits, f"tensor {name}: ordered is {offer!r:.80}, not a tensor of its shape and an int64 array of "
+                         "its columns")
+            found, wanted = offer.tensor.array(), tensor.array()[..., offer.order]
+            off = float(np.abs(found - wanted).max(initial=0))
+            expect(off <= ROUNDED * np.abs(wanted).max(initial=0), f"tensor {name}: what it offers in another order of "
+                                                                   f"columns is off by {off:.2g}")
+
     def test_a_checkpoint_comes_out_of_its_pickle(self, loader: Loader, path: Path, host: Host) -> None:
         opened = loader.open(path, host)
         expect(opened.source is not None, "the checkpoint has no source=(function, arguments), by which another "
@@ -209,8 +227,10 @@ class LoaderContract(Contract):
 
 
 def held_by(opened: Checkpoint) -> list[tuple[str, Tensor]]:
-    """The tensors of a checkpoint, and what an adapter adds."""
-    return [*opened.tensors.items(), *(opened.adapter.added.items() if opened.adapter else ())]
+    """The tensors of a checkpoint, with those that they offer in another order of columns, and what an adapter adds."""
+    offers = [(f"{name} (ordered)", offer.tensor) for name, tensor in opened.tensors.items()
+              if (offer := tensor.ordered) is not None]
+    return [*opened.tensors.items(), *offers, *(opened.adapter.added.items() if opened.adapter else ())]
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -64,6 +64,7 @@ ROW_WISE: Mapping[str, Operation] = {
     "mul": lambda g, x: g.mul(x, g.silu(x)),
     "scale": lambda g, x: g.scale(x, -1.75),
     "slice": lambda g, x: g.slice(x, 5, 22),
+    "order": lambda g, x: g.order(x, [*range(1, WIDTH, 2), *range(0, WIDTH, 2)]),
     "soft_cap": lambda g, x: g.soft_cap(x, 1.5),
     "embed by position": lambda g, x: g.add(x, g.embed("p.weight", 64, WIDTH, index="position")),
     "call": lambda g, x: g.call(f"{__name__}:softened", x, weights={"shift": ("s.weight", (WIDTH,))}, width=WIDTH,

@@ -18,7 +18,7 @@ from bestiary.contributions import shown
 from bestiary.graph import Graph
 from bestiary.host import Host
 from bestiary.quantizer import Quantizer
-from bestiary.tensor import ArrayTensor, BlockTensor, Tensor
+from bestiary.tensor import ArrayTensor, BlockTensor, Ordered, Tensor
 from bestiary.testing.contract import Broken, expect
 
 Floats = NDArray[np.float32]
@@ -52,6 +52,26 @@ def quantized(tensors: Mapping[str, Tensor], quantizer: Quantizer) -> dict[str, 
         if len(tensor.shape) > 1 and quantizer.encoding.fits(tensor.columns):
             made[name] = BlockTensor(quantizer.quantize(tensor.decode()), tensor.shape, quantizer.encoding)
     return made
+
+
+class Shuffled(ArrayTensor):
+    """A weight that offers itself with its columns in another order, as the tensor given holds them."""
+
+    def __init__(self, tensor: Tensor, order: NDArray[np.int64]) -> None:
+        values = np.empty(tensor.shape, np.float32)
+        values[..., order] = tensor.array()
+        super().__init__(values)
+        self._offer = Ordered(tensor, order)
+
+    @property
+    def ordered(self) -> Ordered:
+        return self._offer
+
+
+def shuffled(tensors: Mapping[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
+    """Matrices as they offer themselves in an order of columns, the same for all of one width."""
+    return {name: tensor if len(tensor.shape) < 2 else Shuffled(
+        tensor, np.random.default_rng(seed).permutation(tensor.columns)) for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,7 @@ class CpuBackend(Backend):
     name = "cpu"
     rank = 10
     exact = True
+    orders = True
     cache_types = CACHE_TYPES
 
     def __init__(self, isa: str | None = None) -> None:

@@ -1,4 +1,5 @@
-"""Scales that are f32 in a file and f16 numbers all the same: half of their bytes need not be read with every token."""
+"""Scales that are f32 or bf16 in a file and f16 numbers all the same: the kernels hold f16, and everything else as f32,
+of which half the bytes need not be read with every token."""
 
 from __future__ import annotations
 
@@ -9,8 +10,12 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from bestiary.encoding import Encoding, Factor
+from bestiary.decoding import number_from_bits
+from bestiary.encoding import Bits, Encoding, Factor, Layout
 from bestiary.tensor import Tensor, read_exactly
+
+SIZES = {"f32": "<u4", "bf16": "<u2"}
+"""Numbers that may be f16, and their bits."""
 
 # The quantizers of late April and May 2023 divided the largest of 32 f16 weights by -8, which is an f16 number again.
 
@@ -21,18 +26,27 @@ class Wider(Exception):
 
 @lru_cache(maxsize=256)
 def halved(encoding: Encoding) -> Encoding | None:
-    """The same blocks with f16 scales and minimums where they are f32, in the first half of their bytes; None where
-    the kernels would hold no less. encoding: one that they hold."""
+    """The same blocks with f16 scales and minimums where they are f32 or bf16, in the first half of the bytes of f32;
+    None where the kernels would hold no less. encoding: one that they hold."""
     layout = encoding.layout
     if layout is None or layout.codebook:  # its factor goes into the scales
         return None
-    factors = [layout.scale, *([layout.minimum] if layout.minimum else [])]
-    wide = [factor.at for factor in factors if factor.number == "f32"]
-    if not wide or any(factor.integer or factor.number not in ("f16", "f32") for factor in factors) or any(
-            len(at.offsets) > 1 or at.offsets[0] % 8 or at.stride % 8 for at in wide):
+    wide = places(layout)
+    if not wide or any(factor.number not in ("f16", *SIZES) or factor.integer and factor.number == "f32"
+                       for factor in factors(layout)) or any(
+            len(set(at.offsets)) > 1 or at.offsets[0] % 8 or at.stride % 8 for at in wide):
         return None
     return replace(encoding, layout=replace(
         layout, scale=_half(layout.scale), minimum=layout.minimum and _half(layout.minimum)))
+
+
+def factors(layout: Layout) -> list[Factor]:
+    return [layout.scale, *([layout.minimum] if layout.minimum else [])]
+
+
+def places(layout: Layout) -> dict[Bits, str]:
+    """Where numbers stand that are to be f16, and what they are: once where a scale and a minimum share one."""
+    return {factor.at: factor.number for factor in factors(layout) if factor.number in SIZES}
 
 
 def _half(factor: Factor) -> Factor:
@@ -45,12 +59,10 @@ def to_halves(rows: NDArray[np.uint8], encoding: Encoding, columns: int) -> NDAr
     if layout is None:
         raise Wider
     rows = np.array(rows)
-    for factor in (layout.scale, layout.minimum):
-        if factor is None or factor.number != "f32":
-            continue
-        shape = len(rows), columns // (layout.group or columns)
-        first, steps = starts[factor.at.plane] + factor.at.offsets[0] // 8, (rows.shape[1], factor.at.stride // 8)
-        numbers: NDArray[np.float32] = np.ndarray(shape, "<f4", rows, first, steps)
+    for at, number in places(layout).items():
+        shape = len(rows), columns // (layout.group or columns) // len(at.offsets)
+        first, steps = starts[at.plane] + at.offsets[0] // 8, (rows.shape[1], at.stride // 8)
+        numbers = number_from_bits(np.ndarray(shape, SIZES[number], rows, first, steps), number)
         with np.errstate(over="ignore", invalid="ignore"):
             halves = numbers.astype(np.float16)
         if not (halves == numbers).all():

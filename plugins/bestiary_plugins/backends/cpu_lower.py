@@ -245,6 +245,10 @@ class _Lowering:
         x = self._value(node.inputs[0], key[1])
         self._emit([x], [key], lambda slot: self.program.slice(slot(x), slot(key), node.params["start"], key[1]))
 
+    def _order(self, key: Key, node: Node) -> None:
+        x, columns = self._value(node.inputs[0], key[1]), np.asarray(node.params["columns"], np.int32)
+        self._emit([x], [key], lambda slot: self.program.order(slot(x), slot(key), columns, key[1]))
+
     def _call(self, key: Key, node: Node) -> None:
         params = dict(node.params)
         name = params.pop("function")

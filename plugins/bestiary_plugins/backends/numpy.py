@@ -259,6 +259,9 @@ class Forward:
     def slice(self, node: Node, x: Floats) -> Floats:
         return x[:, node.params["start"]:node.params["stop"]]
 
+    def order(self, node: Node, x: Floats) -> Floats:
+        return x[:, np.asarray(node.params["columns"])]
+
     def soft_cap(self, node: Node, x: Floats) -> Floats:
         cap = np.float32(node.params["cap"])
         capped: Floats = cap * np.tanh(x / cap)
@@ -295,6 +298,7 @@ class NumpyBackend(Backend):
 
     name = "numpy"
     rank = 0
+    orders = True
 
     def compile(self, graph: Graph, tensors: Mapping[str, Tensor], limits: Limits, *, share: Plan | None = None,
                 progress: Progress | None = None) -> NumpyPlan:

@@ -6,6 +6,7 @@ It carries the source's config and tokenizer files besides, since GGUF's keys lo
 from __future__ import annotations
 
 import json
+import logging
 import struct
 from collections.abc import Iterator, Mapping
 from math import prod
@@ -16,7 +17,7 @@ import numpy as np
 
 from bestiary.architecture import COMMON_KEYS
 from bestiary.checkpoint import CANONICAL, Checkpoint
-from bestiary.encoding import Encoding
+from bestiary.encoding import F16, Encoding
 from bestiary.errors import BestiaryError
 from bestiary.files import replacing
 from bestiary.layout_json import check_addresses
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from bestiary.backend import Progress
     from bestiary.host import Host
 
+log = logging.getLogger("bestiary")
 VERSION = 3
 SAID_ELSEWHERE = ("dtype", "torch_dtype")
 """Keys of a config on what stands beside it: the tensors have types of their own."""
@@ -67,6 +69,8 @@ class GgufWriter(Writer):
         if checkpoint.naming != CANONICAL:
             raise BestiaryError(f"GGUF holds canonical tensors, not those of naming {checkpoint.naming!r}")
         header, places = header_of(metadata_of(checkpoint, host), pieces_of(checkpoint, host))
+        if line := ours_alone(checkpoint, path):
+            log.warning("%s", line)
         with replacing(path, force) as file:
             file.write(header)
             write_data(file, len(header), places, checkpoint.tensors, progress)
@@ -78,6 +82,14 @@ class GgufWriter(Writer):
         pieces = pieces_of(checkpoint, host)
         header, places = header_of(metadata_of(checkpoint, host), pieces)
         return aligned(places[-1] + size_of(*pieces[-1][1:])) if pieces else len(header)
+
+
+def ours_alone(checkpoint: Checkpoint, path: Path) -> str | None:
+    """Says so where no other program can read the file."""
+    names = dict.fromkeys(tensor.encoding.name for tensor in checkpoint.tensors.values()
+                          if code_of(tensor.encoding) is None)
+    return f"only Bestiary reads {path}: GGUF has no type for {', '.join(names)}; --outtype {F16.name} writes a file " \
+        "that others read" if names else None
 
 
 def pieces_of(checkpoint: Checkpoint, host: Host) -> list[tuple[str, tuple[int, ...], int]]:

@@ -17,6 +17,7 @@ from bestiary.strict_json import LARGEST_LIST, read_object
 from bestiary.tensor import Absent, Tensor
 from bestiary_plugins.loaders.git_lfs import POINTER, is_pointer
 from bestiary_plugins.loaders.quantized.methods import QUANTIZATION, read_quantized
+from bestiary_plugins.loaders.quantized.rows import RENEWED
 from bestiary_plugins.loaders.safetensors import LARGEST_HEADER, open_safetensors
 from bestiary_plugins.loaders.tokenizer_files import folder_material
 from bestiary_plugins.loaders.torch_file import is_torch, open_torch
@@ -58,6 +59,7 @@ class HuggingFace(Loader):
     """A folder, or a weights file or the config in one."""
 
     name = "huggingface"
+    encodings = RENEWED
 
     def recognise(self, path: Path) -> int:
         try:

@@ -81,7 +81,8 @@ def read_entry(name: str, value: Any, what: str) -> Entry:
         raise BestiaryError(f"{what} is of the unknown type {dtype!r:.40}; known: {', '.join(DTYPES)}")
     if not isinstance(shape, list) or len(shape) > MOST_DIMENSIONS \
             or not all(whole(size, LARGEST_DIMENSION) for size in shape):
-        raise BestiaryError(f"{what} has the shape {shape!r:.60}; it must be at most {MOST_DIMENSIONS} sizes")
+        raise BestiaryError(f"{what} has the shape {shape!r:.60}; it must be at most {MOST_DIMENSIONS} sizes of 0 to "
+                            f"{LARGEST_DIMENSION}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(whole(place, 1 << 63) for place in offsets):
         raise BestiaryError(f"{what} has the data_offsets {offsets!r:.60}; they must be two places in the data")
     encoding = DTYPES.get(dtype) or Encoding(dtype, 1, (UNREAD[dtype],))

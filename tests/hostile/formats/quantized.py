@@ -22,11 +22,16 @@ from tests.loaders import test_quantized_packed as packed
 from tests.loaders.quantized_folders import Pack, Stored, plain
 
 SCHEMES: dict[str, tuple[Pack, dict[str, Any]]] = {
-    "gptq": (gptq.packer(4, 16, False), gptq.section(4, 16, False)),
+    "gptq": (gptq.packer(4, 16, False),
+             {**gptq.section(4, 16, False), "dynamic": {"+:.*mlp.*": {"bits": 8, "group_size": 32}, "-:lm_head": {}}}),
     "gptq-order": (gptq.packer(2, 16, True, True, True), gptq.section(2, 16, True, True, True)),
     "awq": (awq.packer(16), {**awq.SECTION, "group_size": 16}),
     "fp8": (eight.packer(block=(16, 16)), {**eight.FP8, "weight_block_size": [16, 16]}),
     "compressed-tensors": (packed.packer(4, 16, False), packed.section(4, 16, False)),
+    "compressed-tensors-two": (packed.packer(3, 16), packed.both(packed.section(3, 16), packed.section(8, 32))),
+    "autoround": (gptq.packer(4, 16), {
+        "quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "bits": 4, "group_size": 16,
+        "sym": True, "data_type": "int", "extra_config": {"lm_head": {"bits": 16}}}),
     "bitsandbytes": (bitsandbytes.packer("nf4", 64, True), bitsandbytes.FOUR),
     "llm-int8": (bitsandbytes.bytes_and_scales, bitsandbytes.EIGHT),
 }

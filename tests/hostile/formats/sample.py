@@ -23,6 +23,7 @@ from bestiary.encoding import F32
 from bestiary.errors import BestiaryError
 from bestiary.host import Host
 from bestiary.model import Model, make_tokenizer
+from bestiary.past import compiled
 from bestiary.saving import save_as
 from bestiary.testing.damage import damaged
 from bestiary.tokenizer import Stream, Tokenizer
@@ -199,6 +200,6 @@ def forward(checkpoint: Checkpoint, host: Host) -> None:
     for name in ("numpy", "cpu"):
         backend = host.backends[name]
         if host.unavailable(backend) is None:
-            plan = backend.compile(graph, checkpoint.tensors, limits)
+            plan = compiled(backend, graph, checkpoint.tensors, limits)
             with Model(checkpoint, family, backend, plan, None) as model, np.errstate(all="ignore"):
                 model.logits([token % graph.vocabulary for token in range(min(3, context))])

@@ -200,6 +200,9 @@ class Token:
     def slice(self, node: Node, x: Row) -> Row:
         return x[node.params["start"]:node.params["stop"]]
 
+    def order(self, node: Node, x: Row) -> Row:
+        return x[list(node.params["columns"])]
+
     def soft_cap(self, node: Node, x: Row) -> Row:
         import numpy as np
 
@@ -226,6 +229,7 @@ class Double(Backend):
 
     name = "double"
     rank = -1  # never unless it is asked for
+    orders = True
 
     def compile(self, graph: Graph, tensors: Mapping[str, Tensor], limits: Limits, *, share: Plan | None = None,
                 progress: Progress | None = None) -> DoublePlan:

@@ -19,22 +19,23 @@ from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings
 from bestiary_plugins.loaders.quantized.rows import IntegerRows
 
 Bytes = NDArray[np.uint8]
+MIDDLE = 8
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def read_awq(settings: Settings, parts: Parts) -> None:
     """Puts weights in place of their parts."""
-    settings.one_of("version", ("gemm",), "gemm")
-    settings.one_of("format", ("gemm",), "gemm")
+    for key in ("version", "format", "checkpoint_format"):  # of three programs
+        settings.one_of(key, ("gemm",), "gemm")
     bits, size = ("w_bit", "q_group_size") if "w_bit" in settings.values else ("bits", "group_size")
     settings.one_of(bits, (4,))
-    settings.one_of("zero_point", (True,), True)
+    zero = settings.flag("zero_point", True)
     group = settings.whole(size, -1, 1 << 20)
     if group == 0 or group > 0 and group % 8:
         raise BestiaryError(f"{settings.where}: {size} = {group}; it must be -1 or a multiple of 8")
     panels = Panels()
     for module in parts.ending(".qweight"):
-        weight = take(parts, module, group)
+        weight = take(parts, module, group, zero)
         parts.give(f"{module}.qweight", f"{module}.weight", Transposed(
             f"{module}.weight", (weight.scales.columns, weight.layout.columns), weight.layout.encoding, panels,
             weight.load, weight.fill))
@@ -48,6 +49,7 @@ class Weight:
     codes: FileTensor
     zeros: FileTensor
     scales: FileTensor
+    where: str
 
     def load(self, first: int, last: int) -> Panel:
         """Words of codes, (inputs, words); scales, (groups, rows, bytes); zeros, (rows, groups)."""
@@ -68,11 +70,18 @@ class Weight:
             stream[:, ORDER[2 * byte + 1]] = even >> np.uint8(4) | odd & np.uint8(0xF0)
         skipped = start % 8
         rows = stream.reshape(8 * len(packed), packed.shape[1])[skipped:skipped + stop - start]
-        return self.layout.fill(rows, panel[1][:, start:stop].swapaxes(0, 1), panel[2][start:stop])
+        scales, zeros = panel[1][:, start:stop].swapaxes(0, 1), panel[2][start:stop]
+        if self.layout.zero:
+            return self.layout.fill(rows, scales, zeros)
+        if (zeros != MIDDLE).any():
+            raise BestiaryError(f"{self.where}: zero_point = false asks for zeros of {MIDDLE}, and qzeros holds "
+                                f"{int(zeros[zeros != MIDDLE][0])}; zero_point = true reads them as they are")
+        return self.layout.fill(rows, scales)
 
 
-def take(parts: Parts, module: str, group: int) -> Weight:
-    """The parts of one weight, their shapes compared with one another and with the config."""
+def take(parts: Parts, module: str, group: int, zero: bool) -> Weight:
+    """The parts of one weight, their shapes compared with one another and with the config. zero: whether each group has
+    one of its own."""
     codes = parts.take(f"{module}.qweight", ("I32",))
     scales = parts.take(f"{module}.scales", FLOATS)
     zeros = parts.take(f"{module}.qzeros", ("I32",))
@@ -84,4 +93,5 @@ def take(parts: Parts, module: str, group: int) -> Weight:
     why = f"{module}.qweight of {list(codes.shape)} with bits = 4, group_size = {group}"
     parts.fits(scales, f"{module}.scales", (-(-inputs // size), 8 * words), why)
     parts.fits(zeros, f"{module}.qzeros", (-(-inputs // size), words), why)
-    return Weight(IntegerRows(4, inputs, size, scales.encoding.name, True), codes, zeros, scales)
+    return Weight(IntegerRows(4, inputs, size, scales.encoding.name, zero), codes, zeros, scales,
+                  f"{parts.folder}: tensor {module}.weight")

@@ -1,7 +1,8 @@
 """bitsandbytes: places in a codebook of 16 (NF4, FP4), a scale a block of the flattened weight; and signed bytes.
 
 Sources: Dettmers et al. 2023 (arXiv 2305.14314) and 2022 (arXiv 2208.07339); the bitsandbytes package. weight: (n / 2,
-1) bytes, the earlier code in the high nibble; weight.absmax: a scale a block, f32, or bytes that are places in
+1) bytes, the earlier code in the high nibble, or as many bytes that are said to be numbers (bnb_4bit_quant_storage);
+weight.absmax: a scale a block, f32, or bytes that are places in
 weight.nested_quant_map times weight.nested_absmax of their block, plus an offset; weight.quant_state.*: JSON, which
 holds the shape, the sizes of blocks and the offset. Signed bytes: weight = code * SCB / 127, SCB one a row.
 """
@@ -19,12 +20,13 @@ from bestiary.errors import BestiaryError, short
 from bestiary.files import FileTensor
 from bestiary.strict_json import parse_object
 from bestiary.tensor import Tensor
-from bestiary_plugins.loaders.quantized.parts import Parts, Settings, raw
+from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, raw
 from bestiary_plugins.loaders.quantized.rows import CodedRows
 from bestiary_plugins.loaders.quantized.scaled import INT8, Scaled, take_scales
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+STORAGE = ("U8", "I8", *FLOATS)
 STATE = ".quant_state.bitsandbytes__"
 LARGEST_STATE = 4096
 NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -43,7 +45,7 @@ def read_bitsandbytes(settings: Settings, parts: Parts) -> None:
             parts.give(name, name, four_bits(parts, name, kind, codebook))
     for module in parts.ending(".SCB"):
         weight = parts.take(f"{module}.weight", (INT8,))
-        scales = take_scales(parts, f"{module}.SCB", weight, None, ("f32",))
+        scales = take_scales(parts, f"{module}.SCB", weight, types=("f32",))
         if f"{module}.weight_format" in parts.left:
             order = parts.take(f"{module}.weight_format", ("U8",), (0, 1))
             if raw(order, 0, 1).any():
@@ -64,11 +66,12 @@ def four_bits(parts: Parts, name: str, kind: str, codebook: tuple[float, ...]) -
                         f"{parts.folder}: tensor {state.name}")
     settings.one_of("quant_type", (kind,))
     shape, block = shape_of(settings), settings.whole("blocksize", 8, 1 << 16)
-    codes = parts.take(name, ("U8",), (1, 2))
+    codes = parts.take(name, STORAGE, (1, 2))
     count = prod(shape)
-    if prod(codes.shape) != count // 2 or shape[1] % 8 or block % 8:
-        raise BestiaryError(f"{parts.folder}: tensor {name} has the shape {list(codes.shape)}; a weight of "
-                            f"{list(shape)} asks for {count // 2} bytes, in rows and blocks of multiples of 8 weights")
+    if codes.nbytes != count // 2 or shape[1] % 8 or block % 8:
+        raise BestiaryError(f"{parts.folder}: tensor {name} has the shape {list(codes.shape)}, {codes.nbytes} bytes; a "
+                            f"weight of {list(shape)} asks for {count // 2} bytes, in rows and blocks of multiples of "
+                            "8 weights")
     check_map(parts, f"{name}.quant_map", np.asarray(codebook, np.float32))
     return FourBits(name, kind, codebook, shape, block, codes, absmax_of(parts, name, settings, -(-count // block)))
 

@@ -1,15 +1,16 @@
 """compressed-tensors: integers packed into words along the input, or bytes and floats of 8 bits as they are.
 
 Source: the compressed-tensors package. weight_packed: (out, in * bits / 32) words of 32 bits, codes in order from the
-lowest bit, each more by half its range than the signed integer that it means; weight_scale: (out, groups);
-weight_zero_point: packed as the codes, but along the output, (out * bits / 32, groups); weight_shape: (out, in);
-weight_g_idx: the group of each input. weight[o, i] = scale[o, g] * (code - zero[o, g]).
+lowest bit, also across words, each more by half its range than the signed integer that it means; weight_scale: (out,
+groups); weight_zero_point: packed as the codes, but along the output, (out * bits / 32, groups); weight_shape: (out,
+in); weight_g_idx: the group of each input. weight[o, i] = scale[o, g] * (code - zero[o, g]).
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,54 +20,84 @@ from bestiary.decoding import number_from_bits
 from bestiary.encoding import PLAIN, Encoding
 from bestiary.errors import BestiaryError, short
 from bestiary.files import FileTensor
-from bestiary.tensor import Tensor, encode_plain
-from bestiary_plugins.loaders.quantized.fp8 import OF_ACTIVATIONS, block_of, give_scaled
+from bestiary.tensor import Ordered, Tensor, encode_plain
+from bestiary_plugins.loaders.quantized.fp8 import block_of, give_scaled
 from bestiary_plugins.loaders.quantized.gptq import read_order
-from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, raw
-from bestiary_plugins.loaders.quantized.rows import NUMBER_BYTES, IntegerRows, unpack
+from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, distinct, fitting, raw
+from bestiary_plugins.loaders.quantized.rows import NUMBER_BYTES, IntegerRows, columns_by_group, pack, unpack
 from bestiary_plugins.loaders.quantized.scaled import E4M3, INT8
 
 log = logging.getLogger("bestiary")
 Bytes = NDArray[np.uint8]
 PACKED, BYTES = ("pack-quantized",), ("int-quantized", "float-quantized", "naive-quantized")
-BITS = (2, 4, 8)
+BITS = (2, 3, 4, 8)
 LARGEST_GROUP = 1 << 20
+ROTATED_BEFORE = ("weight_input", "weight_output")
+"""Places of a rotation that are in the weights as they are stored."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What the config says of packed weights. group: of columns; None for one group."""
+
+    bits: int
+    group: int | None
+    symmetric: bool
 
 
 def read_compressed(settings: Settings, parts: Parts) -> None:
-    """Puts weights in place of their parts."""
-    if sparse(settings):
+    """Puts weights in place of their parts. Which of several groups of modules a weight is in, its parts say."""
+    if other_than_dense(settings):
         settings.refuse("sparsity_config", "sparse weights are not read")
-    kind = settings.one_of("format", (*PACKED, *BYTES))
-    weights = scheme_of(settings)
-    if kind in PACKED:
-        read_packed(weights, parts)
-    else:
-        give_scaled(parts, byte_blocks(weights), (INT8, E4M3))
+    check_rotations(settings)
+    packed: list[Scheme] = []
+    blocks: list[tuple[int, int] | None] = []
+    for kind, weights in schemes_of(settings):
+        if kind in PACKED:
+            packed.append(packed_scheme(weights))
+        else:
+            blocks.append(byte_blocks(weights))
+    if packed:
+        read_packed(distinct(packed, settings.where), parts)
+    give_scaled(parts, distinct(blocks, settings.where), (INT8, E4M3) if blocks else ())
 
 
-def sparse(settings: Settings) -> bool:
+def other_than_dense(settings: Settings) -> bool:
     section = settings.values.get("sparsity_config")
     return bool(section) and (not isinstance(section, dict) or section.get("format") != "dense")
 
 
-def scheme_of(settings: Settings) -> Settings:
-    """What is said of weights: the same in all groups of modules."""
+def check_rotations(settings: Settings) -> None:
+    """Raises BestiaryError where activations are to be rotated before weights that were. What lies in weights alone is
+    done."""
+    section: Any = settings.values.get("transform_config") or {}
+    groups: Any = section.get("config_groups") if isinstance(section, dict) else section
+    for group in groups.values() if isinstance(groups, dict) else [groups] if groups else []:
+        uses = group.get("apply") if isinstance(group, dict) else None
+        if not isinstance(uses, list) or not all(isinstance(use, dict) and use.get("location") in ROTATED_BEFORE
+                                                 for use in uses):
+            settings.refuse("transform_config", "activations are rotated while the model runs, which is not done")
+
+
+def schemes_of(settings: Settings) -> list[tuple[str, Settings]]:
+    """The format of each group of modules, and what is said of its weights."""
     groups: Any = settings.values.get("config_groups")
     if not isinstance(groups, dict) or not groups:
         raise BestiaryError(f"{settings.where}: config_groups = {short(groups)}; it must be an object, not empty")
-    found: list[dict[str, Any]] = []
+    found: list[tuple[str, Settings]] = []
     for name, group in groups.items():
-        weights = group.get("weights") if isinstance(group, dict) else None
+        where = f"{settings.where}: config_groups: {short(name)}"
+        weights = group.get("weights") if isinstance(group, dict) else group
+        if isinstance(group, dict) and weights is None:  # it speaks of activations or of the cache
+            continue
         if not isinstance(weights, dict):
-            raise BestiaryError(f"{settings.where}: config_groups: {short(name)} says nothing of weights")
-        if isinstance(group, dict) and group.get("format") not in (None, settings.values.get("format")):
-            raise BestiaryError(f"{settings.where}: config_groups: {short(name)} has the format "
-                                f"{short(group.get('format'))}; formats that differ by module are not read")
-        found.append(weights)
-    if any(weights != found[0] for weights in found):
-        raise BestiaryError(f"{settings.where}: config_groups whose weights differ are not read: {short(list(groups))}")
-    return Settings(found[0], f"{settings.where}: weights")
+            raise BestiaryError(f"{where}: weights = {short(weights)}; it must be an object")
+        own = group if group.get("format") is not None else settings.values
+        kind = Settings(own, where if own is group else settings.where).one_of("format", (*PACKED, *BYTES))
+        found.append((kind, Settings(weights, f"{where}: weights")))
+    if not found:
+        raise BestiaryError(f"{settings.where}: config_groups: {short(list(groups))} say nothing of weights")
+    return found
 
 
 def byte_blocks(weights: Settings) -> tuple[int, int] | None:
@@ -84,26 +115,30 @@ def group_of(weights: Settings) -> int:
     return size
 
 
-def read_packed(weights: Settings, parts: Parts) -> None:
+def packed_scheme(weights: Settings) -> Scheme:
     weights.one_of("type", ("int",), "int")
-    bits, symmetric = weights.one_of("num_bits", BITS), weights.flag("symmetric", True)
     strategy = weights.one_of("strategy", ("group", "channel"))
-    group = group_of(weights) if strategy == "group" else None
+    return Scheme(weights.one_of("num_bits", BITS), group_of(weights) if strategy == "group" else None,
+                  weights.flag("symmetric", True))
+
+
+def read_packed(schemes: Sequence[Scheme], parts: Parts) -> None:
     decoded = 0
     for module in parts.ending(".weight_packed"):
-        tensor = take(parts, module, bits, group, symmetric)
-        decoded += tensor.order is not None
-        parts.give(f"{module}.weight_packed", f"{module}.weight", Packed(f"{module}.weight", tensor))
-    for name in [name for name in parts.left if name.endswith(OF_ACTIVATIONS)]:
-        parts.drop(name)
+        weight = take(parts, module, schemes)
+        tensor = Packed(f"{module}.weight", weight)
+        decoded += weight.order is not None and tensor.ordered is None
+        parts.give(f"{module}.weight_packed", tensor.name, tensor)
     if decoded:
-        log.warning("%s: the groups of %d weights are not runs of inputs (actorder), which no layout describes: they "
-                    "are decoded", parts.folder, decoded)
+        log.warning("%s: the groups of %d weights are no runs of group_size inputs in any order (actorder), which no "
+                    "layout describes: they are decoded; `convert --outtype q8_0` makes them smaller", parts.folder,
+                    decoded)
 
 
 @dataclass(frozen=True)
 class Weight:
-    """The parts of a weight, known to fit together. order: the group of each input, where these are no runs."""
+    """The parts of a weight, known to fit together. order: the group of each input, where these are no runs. moved: the
+    order that inputs are put in, so that they are."""
 
     bits: int
     layout: IntegerRows
@@ -111,6 +146,7 @@ class Weight:
     scales: FileTensor
     zeros: FileTensor | None
     order: NDArray[np.int64] | None
+    moved: NDArray[np.int64] | None = None
 
 
 class Packed(Tensor):
@@ -120,9 +156,17 @@ class Packed(Tensor):
         self.name, self.shape, self._weight = name, (weight.codes.rows, weight.layout.columns), weight
         self.encoding: Encoding = weight.layout.encoding if weight.order is None else PLAIN[weight.layout.number]
 
+    @property
+    def ordered(self) -> Ordered | None:
+        weight = self._weight
+        moved = None if weight.order is None else columns_by_group(weight.order, weight.layout.group)
+        return None if moved is None else Ordered(Packed(self.name, replace(weight, order=None, moved=moved)), moved)
+
     def read(self, start: int, stop: int) -> Bytes:
         weight = self._weight
-        stream = raw(weight.codes, start, stop)
+        stream = raw(weight.codes, start, stop)[:, :self.columns * weight.bits // 8]  # the last word may not be full
+        if weight.moved is not None:
+            stream = pack(unpack(stream, weight.bits).take(weight.moved, 1), weight.bits)
         scales = raw(weight.scales, start, stop).reshape(stop - start, weight.scales.columns,
                                                         weight.scales.encoding.block_bytes[0])
         zeros = None if weight.zeros is None else zeros_of(weight.zeros, weight.bits, start, stop)
@@ -138,35 +182,49 @@ class Packed(Tensor):
 
 def zeros_of(zeros: FileTensor, bits: int, start: int, stop: int) -> Bytes:
     """Those of rows start..stop-1, (rows, groups)."""
-    first, last = start * bits // 32, -(-stop * bits // 32)
-    words = raw(zeros, first, last).view(np.uint32)  # (words, groups)
+    begin = start // 32 * 32  # where a word begins, whatever the bits
+    words = raw(zeros, begin * bits // 32, -(-stop * bits // 32)).view(np.uint32)  # (words, groups)
     codes = unpack(np.ascontiguousarray(words.T).view(np.uint8), bits)  # (groups, rows from the first word on)
-    skipped = start - first * 32 // bits
-    return np.ascontiguousarray(codes[:, skipped:skipped + stop - start].T)
+    return np.ascontiguousarray(codes[:, start - begin:stop - begin].T)
 
 
-def take(parts: Parts, module: str, bits: int, group: int | None, symmetric: bool) -> Weight:
-    """The parts of one weight, their shapes compared with one another and with the config."""
+def take(parts: Parts, module: str, schemes: Sequence[Scheme]) -> Weight:
+    """The parts of one weight, in the scheme that their shapes fit."""
     codes = parts.take(f"{module}.weight_packed", ("I32",))
     scales = parts.take(f"{module}.weight_scale", FLOATS)
-    rows, columns = codes.rows, codes.columns * 32 // bits
     shape = parts.take(f"{module}.weight_shape", ("I64", "I32"), (1,))
     parts.fits(shape, f"{module}.weight_shape", (2,), "a weight")
-    said = raw(shape, 0, 1)[0].view(np.int64 if shape.encoding.name == "I64" else np.int32).tolist()
-    if said != [rows, columns]:
-        raise BestiaryError(f"{parts.folder}: tensor {module}.weight_shape holds {said}; {bits} bits in "
-                            f"{module}.weight_packed of {list(codes.shape)} are {[rows, columns]}")
-    groups = -(-columns // (group or columns))
-    why = f"{module}.weight_packed of {list(codes.shape)} with num_bits = {bits}, group_size = {group}"
-    parts.fits(scales, f"{module}.weight_scale", (rows, groups), why)
-    zeros = None
-    if not symmetric:
-        zeros = parts.take(f"{module}.weight_zero_point", ("I32",))
-        parts.fits(zeros, f"{module}.weight_zero_point", (-(-rows * bits // 32), groups), why)
+    rows, columns = raw(shape, 0, 1)[0].view(np.int64 if shape.encoding.name == "I64" else np.int32).tolist()
+    if rows != codes.rows or columns < 8 or columns % 8:
+        raise BestiaryError(f"{parts.folder}: tensor {module}.weight_shape holds {[rows, columns]}; {module}."
+                            f"weight_packed of {list(codes.shape)} has {codes.rows} rows, and a multiple of 8 columns "
+                            "is read")
+    found = fitting(schemes, lambda scheme: check(parts, module, columns, (codes, scales), scheme))
+    bits, group, symmetric = found[0].bits, found[0].group or columns, found[0].symmetric
+    if len({scheme.bits for scheme in found}) > 1 or scales.columns > 1 and len({s.group for s in found}) > 1:
+        raise BestiaryError(f"{parts.folder}: tensor {module}.weight_packed fits several of the config_groups")
+    zeros = None if symmetric else parts.take(f"{module}.weight_zero_point", ("I32",))
     order = None
     if f"{module}.weight_g_idx" in parts.left:
-        order = read_order(parts, f"{module}.weight_g_idx", columns, groups)
-        if np.array_equal(order, np.arange(columns) // (group or columns)):
+        order = read_order(parts, f"{module}.weight_g_idx", columns, scales.columns)
+        if np.array_equal(order, np.arange(columns) // group):
             order = None
-    layout = IntegerRows(bits, columns, group or columns, scales.encoding.name, not symmetric)
+    layout = IntegerRows(bits, columns, group, scales.encoding.name, not symmetric)
     return Weight(bits, layout, codes, scales, zeros, order)
+
+
+def check(parts: Parts, module: str, columns: int, given: tuple[FileTensor, FileTensor], scheme: Scheme) -> None:
+    """Compares the shapes of codes, scales and zeros with what weight_shape and the config say. Raises BestiaryError.
+    """
+    (codes, scales), bits = given, scheme.bits
+    groups = -(-columns // (scheme.group or columns))
+    why = f"a row of {columns} with num_bits = {bits}, group_size = {scheme.group}"
+    parts.fits(codes, f"{module}.weight_packed", (codes.rows, -(-columns * bits // 32)), why)
+    parts.fits(scales, f"{module}.weight_scale", (codes.rows, groups), why)
+    name = f"{module}.weight_zero_point"
+    zeros = parts.left.get(name)
+    if scheme.symmetric != (zeros is None):
+        raise BestiaryError(f"{parts.folder}: tensor {name} is " + (
+            "missing" if zeros is None else "there, where the config says symmetric = true"))
+    if zeros is not None:
+        parts.fits(zeros, name, (-(-codes.rows * bits // 32), groups), why)

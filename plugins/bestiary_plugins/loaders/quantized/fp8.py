@@ -6,13 +6,15 @@ its name); transformers' FineGrainedFP8Config and FbgemmFp8Config; what NVIDIA's
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bestiary.errors import BestiaryError, short
 from bestiary_plugins.loaders.quantized.parts import Parts, Settings
 from bestiary_plugins.loaders.quantized.scaled import E4M3, Scaled, take_scales
 
 ENDS = ("_scale_inv", "_scale")
-OF_ACTIVATIONS = (".input_scale", ".activation_scale", ".input_scale_ub", ".k_scale", ".v_scale", ".q_scale",
-                  ".prob_scale", ".output_scale")
+OF_ACTIVATIONS = tuple(f".{what}_{part}" for what in ("input", "activation", "output", "q", "k", "v", "prob")
+                       for part in ("scale", "zero_point")) + (".input_scale_ub",)
 """How other programs round activations and the cache: ours do it in their own way."""
 
 
@@ -20,7 +22,7 @@ def read_fp8(settings: Settings, parts: Parts) -> None:
     """Puts weights in place of their parts."""
     settings.one_of("fmt", ("e4m3",), "e4m3")
     settings.one_of("weight_dtype", ("float8_e4m3fn", "e4m3"), "e4m3")
-    give_scaled(parts, block_of(settings))
+    give_scaled(parts, [block_of(settings)])
 
 
 def block_of(settings: Settings, key: str = "weight_block_size") -> tuple[int, int] | None:
@@ -39,19 +41,19 @@ def read_modelopt(settings: Settings, parts: Parts) -> None:
     if not isinstance(section, dict):
         raise BestiaryError(f"{settings.where}: quantization = {short(section)}; it must be an object")
     Settings(section, settings.where).one_of("quant_algo", ("fp8",))
-    give_scaled(parts, None)
+    give_scaled(parts, [None])
 
 
-def give_scaled(parts: Parts, block: tuple[int, int] | None, types: tuple[str, ...] = (E4M3,)) -> None:
-    """Every weight of these types with its scales; what is said of activations is left out. Raises BestiaryError for a
-    weight without scales."""
+def give_scaled(parts: Parts, blocks: Sequence[tuple[int, int] | None], types: tuple[str, ...] = (E4M3,)) -> None:
+    """Every weight of these types with its scales; what is said of activations is left out. blocks: of rows and columns
+    that share a scale, in some weights or others. Raises BestiaryError for a weight without scales."""
     for name in [name for name, tensor in parts.left.items()
                  if tensor.encoding.name in types and not name.endswith("_zero_point")]:
         weight = parts.take(name, types)
         end = next((end for end in ENDS if name + end in parts.left), None)
         if end is None:
             raise BestiaryError(f"{parts.folder}: tensor {name} is {weight.encoding.name}; {name}_scale is missing")
-        scales = take_scales(parts, name + end, weight, block)
+        scales = take_scales(parts, name + end, weight, blocks)
         zeros = None
         if f"{name}_zero_point" in parts.left:
             zeros = parts.take(f"{name}_zero_point", ("I8",), (0, 1, 2))

@@ -9,23 +9,27 @@ the group of each input. weight[o, i] = scales[g, o] * (code - zero[g, o]), g = 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bestiary.decoding import number_from_bits
 from bestiary.encoding import PLAIN, Encoding
-from bestiary.errors import BestiaryError
+from bestiary.errors import BestiaryError, short
 from bestiary.files import FileTensor
-from bestiary.tensor import encode_plain
+from bestiary.tensor import Ordered, encode_plain
 from bestiary_plugins.loaders.quantized.panels import Panel, Panels, Transposed, columns
-from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, raw
-from bestiary_plugins.loaders.quantized.rows import NUMBER_BYTES, IntegerRows, unpack
+from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, distinct, fitting, raw
+from bestiary_plugins.loaders.quantized.rows import NUMBER_BYTES, IntegerRows, columns_by_group, pack, unpack
 
 log = logging.getLogger("bestiary")
 Bytes = NDArray[np.uint8]
 BITS = (2, 3, 4, 8)
+OF_MODULES = ("bits", "group_size", "sym", "checkpoint_format", "format")
+"""Settings that a module may have of its own."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,21 @@ class Format:
     one_less: bool
 
 
+def read_formats(settings: Settings) -> list[Format]:
+    """That of the folder, and those of single modules. Which is whose, the shapes say: names are not compared."""
+    modules: Any = settings.values.get("dynamic") or {}
+    if not isinstance(modules, dict) or not all(isinstance(said, dict) for said in modules.values()):
+        raise BestiaryError(f"{settings.where}: dynamic = {short(modules)}; it must be an object of objects")
+    usual = {key: settings.values.get(key) for key in OF_MODULES}
+    others = (read_format(Settings({**usual, **said}, f"{settings.where}: dynamic: {short(name)}"))
+              for name, said in modules.items() if not name.startswith("-:"))  # those are not quantized
+    return distinct([read_format(settings), *others], settings.where)
+
+
 def read_format(settings: Settings) -> Format:
     named = "checkpoint_format" if settings.values.get("checkpoint_format") else "format"
     format = settings.one_of(named, ("gptq", "gptq_v2"), "gptq")
     settings.refuse("is_marlin_format", "the order of codes that one kernel wants is not read")
-    dynamic = settings.values.get("dynamic") or {}
-    if not isinstance(dynamic, dict) or any(not key.startswith("-:") for key in dynamic):
-        settings.refuse("dynamic", "settings that differ by module are not read")
     size = settings.whole("group_size", -1, 1 << 20)
     if size == 0 or size > 0 and size % 8:
         raise BestiaryError(f"{settings.where}: group_size = {size}; it must be -1 or a multiple of 8")
@@ -54,18 +66,19 @@ def read_format(settings: Settings) -> Format:
 
 def read_gptq(settings: Settings, parts: Parts) -> None:
     """Puts weights in place of their parts."""
-    format, panels = read_format(settings), Panels()
+    formats, panels = read_formats(settings), Panels()
     decoded: dict[str, int] = {}
     for module in parts.ending(".qweight"):
-        weight = take(parts, module, format)
-        if weight.order is not None:
+        weight = take(parts, module, formats)
+        tensor = tensor_of(f"{module}.weight", weight, panels)
+        if weight.order is not None and tensor.ordered is None:
             decoded[weight.encoding.name] = decoded.get(weight.encoding.name, 0) + 1
-        parts.give(f"{module}.qweight", f"{module}.weight", Transposed(
-            f"{module}.weight", (weight.outputs, weight.inputs), weight.encoding, panels, weight.load, weight.fill))
+        parts.give(f"{module}.qweight", tensor.name, tensor)
         drop_zeros(parts, f"{module}.bias")
     for name, count in decoded.items():
-        log.warning("%s: the groups of %d weights are not runs of inputs (desc_act), which no layout describes: they "
-                    "are decoded to %s", parts.folder, count, name)
+        log.warning("%s: the groups of %d weights are no runs of group_size inputs in any order (desc_act), which no "
+                    "layout describes: they are decoded to %s; `convert --outtype q8_0` makes them smaller",
+                    parts.folder, count, name)
 
 
 def drop_zeros(parts: Parts, name: str) -> None:
@@ -77,7 +90,8 @@ def drop_zeros(parts: Parts, name: str) -> None:
 
 @dataclass(frozen=True)
 class Weight:
-    """The parts of a weight, known to fit together. order: the group of each input, where these are no runs."""
+    """The parts of a weight, known to fit together. order: the group of each input, where these are no runs. moved: the
+    order that inputs are put in, so that they are."""
 
     format: Format
     codes: FileTensor
@@ -85,6 +99,7 @@ class Weight:
     scales: FileTensor
     order: NDArray[np.int64] | None
     where: str
+    moved: NDArray[np.int64] | None = None
 
     @property
     def inputs(self) -> int:
@@ -113,6 +128,8 @@ class Weight:
         bits = self.format.bits
         words, scales, zeros = panel[0][:, start:stop], panel[1][:, start:stop].swapaxes(0, 1), panel[2][start:stop]
         stream = np.ascontiguousarray(words.T).view(np.uint8)
+        if self.moved is not None:
+            stream = pack(unpack(stream, bits).take(self.moved, 1), bits)
         if self.order is not None:
             return self.decoded(unpack(stream, bits), scales, zeros)
         if not self.format.symmetric:
@@ -144,12 +161,34 @@ class Weight:
             return encode_plain(scale * (codes - zeros[:, self.order].astype(np.float32)), PLAIN[number])
 
 
-def take(parts: Parts, module: str, format: Format) -> Weight:
-    """The parts of one weight, their shapes compared with one another and with the config."""
-    bits = format.bits
+def tensor_of(name: str, weight: Weight, panels: Panels) -> Transposed:
+    """Decoded where its groups are no runs, with the offer of its codes sorted by them."""
+    moved = None if weight.order is None else columns_by_group(weight.order, weight.layout.group)
+    offer = None if moved is None else Ordered(
+        tensor_of(name, replace(weight, order=None, moved=moved), panels), moved)
+    return Transposed(name, (weight.outputs, weight.inputs), weight.encoding, panels, weight.load, weight.fill, offer)
+
+
+def take(parts: Parts, module: str, formats: Sequence[Format]) -> Weight:
+    """The parts of one weight, in the format that their shapes fit."""
     codes = parts.take(f"{module}.qweight", ("I32",))
     scales = parts.take(f"{module}.scales", FLOATS)
     zeros = parts.take(f"{module}.qzeros", ("I32",))
+    found = fitting(formats, lambda format: check(parts, module, (codes, scales, zeros), format))
+    format = next((format for format in found if not format.symmetric), found[0])  # that reads any zeros
+    inputs, groups = codes.rows * 32 // format.bits, scales.rows
+    if groups > 1 and len({format.group for format in found}) > 1:  # how many bits, the words of the zeros say
+        raise BestiaryError(f"{parts.folder}: tensor {module}.qweight fits groups of "
+                            f"{' and of '.join(str(format.group) for format in found)}")
+    order = read_order(parts, f"{module}.g_idx", inputs, groups) if f"{module}.g_idx" in parts.left else None
+    if order is not None and np.array_equal(order, np.arange(inputs) // (format.group or inputs)):
+        order = None
+    return Weight(format, codes, zeros, scales, order, f"{parts.folder}: tensor {module}.weight")
+
+
+def check(parts: Parts, module: str, given: tuple[FileTensor, FileTensor, FileTensor], format: Format) -> None:
+    """Compares the shapes of codes, scales and zeros with one another and with the config. Raises BestiaryError."""
+    (codes, scales, zeros), bits = given, format.bits
     inputs, outputs = codes.rows * 32 // bits, codes.columns
     if codes.rows * 32 % bits or inputs % 8 or outputs * bits % 32:
         raise BestiaryError(f"{parts.folder}: tensor {module}.qweight has the shape {list(codes.shape)}: that is no "
@@ -158,10 +197,6 @@ def take(parts: Parts, module: str, format: Format) -> Weight:
     why = f"{module}.qweight of {list(codes.shape)} with bits = {bits}, group_size = {format.group or -1}"
     parts.fits(scales, f"{module}.scales", (groups, outputs), why)
     parts.fits(zeros, f"{module}.qzeros", (groups, outputs * bits // 32), why)
-    order = read_order(parts, f"{module}.g_idx", inputs, groups) if f"{module}.g_idx" in parts.left else None
-    if order is not None and np.array_equal(order, np.arange(inputs) // (format.group or inputs)):
-        order = None
-    return Weight(format, codes, zeros, scales, order, f"{parts.folder}: tensor {module}.weight")
 
 
 def read_order(parts: Parts, name: str, inputs: int, groups: int) -> NDArray[np.int64]:

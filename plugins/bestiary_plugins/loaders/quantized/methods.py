@@ -9,6 +9,7 @@ from typing import Any
 from bestiary.errors import BestiaryError, short
 from bestiary.strict_json import read_object
 from bestiary.tensor import Tensor
+from bestiary_plugins.loaders.quantized.autoround import read_autoround
 from bestiary_plugins.loaders.quantized.awq import read_awq
 from bestiary_plugins.loaders.quantized.bitsandbytes import read_bitsandbytes
 from bestiary_plugins.loaders.quantized.compressed import read_compressed
@@ -21,12 +22,14 @@ QUANTIZATION, OLD_NAME = "quantization_config", "compression_config"
 METHODS: dict[str, Callable[[Settings, Parts], None]] = {
     "gptq": read_gptq, "awq": read_awq, "fp8": read_fp8, "fbgemm_fp8": read_fp8, "modelopt": read_modelopt,
     "compressed-tensors": read_compressed, "bitsandbytes": read_bitsandbytes, "mxfp4": read_mxfp4,
+    "auto-round": read_autoround, "intel/auto-round": read_autoround,
 }
 """By quant_method; each puts weights in place of the parts of theirs that it finds."""
 FILES: dict[str, Mapping[str, Any]] = {
     "quantize_config.json": {"quant_method": "gptq"}, "quant_config.json": {"quant_method": "awq"},
     "hf_quant_config.json": {"quant_method": "modelopt"}}
 """Files that say it where the config does not, and what goes without saying there."""
+LOADED_IN = ("load_in_8bit", "load_in_4bit")
 SIGNS = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".SCB", ".weight.absmax", "_blocks")
 """Ends of names of parts."""
 
@@ -43,7 +46,8 @@ def read_quantized(folder: Path, config: dict[str, Any], tensors: dict[str, Tens
             raise BestiaryError(f"{folder}: tensor {part} is part of a quantized weight, and neither config.json "
                                 f"({QUANTIZATION}) nor {' nor '.join(FILES)} says how it is quantized")
         return plain, tensors
-    method = settings.one_of("quant_method", METHODS)
+    unnamed = "bitsandbytes" if any(settings.values.get(key) for key in LOADED_IN) else ...  # by transformers of 2023
+    method = settings.one_of("quant_method", METHODS, unnamed)
     parts = Parts(tensors, folder)
     METHODS[method](settings, parts)
     return plain, parts.result()

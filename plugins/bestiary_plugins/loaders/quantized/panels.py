@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from bestiary.encoding import Encoding
 from bestiary.files import FileTensor
-from bestiary.tensor import Tensor
+from bestiary.tensor import Ordered, Tensor
 
 Bytes = NDArray[np.uint8]
+Key = tuple[str, int, int]
+"""Of which weight, the first row and the last + 1."""
 Panel = Sequence[NDArray[Any]]
 """What a file holds of some rows, as its weight's module wants it."""
 PANEL_BYTES = 16 << 20
@@ -41,9 +43,9 @@ class Panels:
 
     def __init__(self, most: int = KEPT_BYTES) -> None:
         self._most, self._lock = most, Lock()
-        self._slots: OrderedDict[tuple[str, int], Slot] = OrderedDict()
+        self._slots: OrderedDict[Key, Slot] = OrderedDict()
 
-    def get(self, key: tuple[str, int], make: Callable[[], Panel]) -> Panel:
+    def get(self, key: Key, make: Callable[[], Panel]) -> Panel:
         with self._lock:
             slot = self._slots.setdefault(key, Slot())
             self._slots.move_to_end(key)
@@ -64,10 +66,15 @@ class Transposed(Tensor):
     the encoding, counted from the panel's first: reading is for one thread, what is made of it for all."""
 
     def __init__(self, name: str, shape: tuple[int, int], encoding: Encoding, panels: Panels,
-                 load: Callable[[int, int], Panel], fill: Callable[[Panel, int, int], Bytes]) -> None:
+                 load: Callable[[int, int], Panel], fill: Callable[[Panel, int, int], Bytes],
+                 offer: Ordered | None = None) -> None:
         self.shape, self.encoding, self.name = shape, encoding, name
-        self._panels, self._load, self._fill = panels, load, fill
+        self._panels, self._load, self._fill, self._offer = panels, load, fill, offer
         self._step = max(PANEL_BYTES // self.row_bytes // ALIGNED, 1) * ALIGNED
+
+    @property
+    def ordered(self) -> Ordered | None:
+        return self._offer
 
     def read(self, start: int, stop: int) -> Bytes:
         if not 0 <= start <= stop <= self.rows:
@@ -76,7 +83,7 @@ class Transposed(Tensor):
         for index in range(start // self._step, -(-stop // self._step)):
             first = index * self._step
             last = min(first + self._step, self.rows)
-            panel = self._panels.get((self.name, index), lambda: self._load(first, last))  # noqa: B023 - called at once
+            panel = self._panels.get((self.name, first, last), lambda: self._load(first, last))  # noqa: B023 - called at once
             found.append(self._fill(panel, max(start - first, 0), min(stop, last) - first))
         return np.concatenate(found)
 

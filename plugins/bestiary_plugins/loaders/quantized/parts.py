@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bestiary.errors import BestiaryError, short
 from bestiary.files import FileTensor
@@ -12,6 +12,8 @@ from bestiary.tensor import Tensor
 
 FLOATS = ("f16", "bf16", "f32")
 """What scales may be."""
+Way = TypeVar("Way")
+MOST_WAYS = 64
 
 
 class Parts:
@@ -61,6 +63,31 @@ class Parts:
         places = ((self._made[name] if name in self._made else (name, self.left[name])) for name in self._order
                   if name in self._made or name in self.left)
         return dict(places)
+
+
+def distinct(ways: Iterable[Way], where: str) -> list[Way]:
+    """Each once. Raises BestiaryError for more than a config has use for: each is tried on each weight."""
+    found = list(dict.fromkeys(ways))
+    if len(found) > MOST_WAYS:
+        raise BestiaryError(f"{where} has {len(found)} different settings of weights; {MOST_WAYS} are the most")
+    return found
+
+
+def fitting(ways: Iterable[Way], check: Callable[[Way], None]) -> list[Way]:
+    """The ways to pack a weight, of those that a config speaks of, that its parts fit. `check` raises BestiaryError for
+    one that they do not; raises that of the first where none fits."""
+    found: list[Way] = []
+    wrong: BestiaryError | None = None
+    for way in ways:
+        try:
+            check(way)
+        except BestiaryError as error:
+            wrong = wrong or error
+        else:
+            found.append(way)
+    if wrong is not None and not found:
+        raise wrong
+    return found
 
 
 def raw(tensor: FileTensor, start: int, stop: int) -> Any:

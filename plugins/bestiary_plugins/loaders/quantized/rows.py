@@ -17,6 +17,7 @@ from bestiary_plugins.encodings import Q4_0, Q8_0
 
 Bytes = NDArray[np.uint8]
 NUMBER_BYTES = {"f16": 2, "bf16": 2, "f32": 4, "e8m0": 1}
+HALVES = ("f16", "bf16")
 WIDEST_SPAN, BLOCK = 256, 32
 
 
@@ -50,15 +51,32 @@ def flat(rows: Bytes) -> Bytes:
 
 
 def unpack(stream: Bytes, bits: int) -> Bytes:
-    """A stream's codes, a byte each."""
+    """A stream's codes, a byte each; bits at its end that are no whole code are left out."""
     if bits == 8:
         return stream
     count = stream.shape[-1] * 8 // bits
     if bits == 4:
         return np.stack((stream & np.uint8(15), stream >> np.uint8(4)), -1).reshape(*stream.shape[:-1], count)
-    single = np.unpackbits(stream, axis=-1, bitorder="little").reshape(*stream.shape[:-1], count, bits)
+    single = np.unpackbits(stream, axis=-1, bitorder="little", count=count * bits)
+    single = single.reshape(*stream.shape[:-1], count, bits)
     codes: Bytes = (single << np.arange(bits, dtype=np.uint8)).sum(-1, dtype=np.uint8)
     return codes
+
+
+def pack(codes: Bytes, bits: int) -> Bytes:
+    """The stream of such codes, of which there are eight or a multiple."""
+    if bits == 8:
+        return codes
+    if bits == 4:
+        return codes[..., ::2] | codes[..., 1::2] << np.uint8(4)
+    single = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little")
+    return np.packbits(single.reshape(*codes.shape[:-1], codes.shape[-1] * bits), axis=-1, bitorder="little")
+
+
+def columns_by_group(index: NDArray[np.int64], group: int) -> NDArray[np.int64] | None:
+    """An order of columns in which each group, named for each column, is a run of so many; None where there is none."""
+    order = np.argsort(index, kind="stable")
+    return order if np.array_equal(index[order], np.arange(len(index)) // group) else None
 
 
 @lru_cache
@@ -67,7 +85,7 @@ def integers(bits: int, number: str, span: int, zero: bool) -> Encoding:
     middle.
 
     A zero z is held as a minimum, scale * z, of a byte beside the scale: scale * code - scale * z has no rounding, for
-    each product is exact in f32 with scales of f16 and bf16; with those of f32 each is rounded once. Scales of f16
+    each product is exact in f32 with scales of f16 and bf16; with those of f32 each is rounded once. The former two
     stand as the kernels have them in the fewest bits: scale * 1 and scale * z, a pair of integers every 32 columns."""
     size, middle = NUMBER_BYTES[number], 1 << (bits - 1)
     codes, width = (code_field(bits, span),), 8 * size
@@ -75,7 +93,7 @@ def integers(bits: int, number: str, span: int, zero: bool) -> Encoding:
         return Encoding(f"int{bits}_{number}_{span}", span, (span * bits // 8, size), Layout(
             codes, span, Factor(number, Bits(width, (0,), width, 1)), signed=bits == 8,
             offset=0 if bits == 8 else middle))
-    if number != "f16":
+    if number not in HALVES:
         at, byte = Bits(width, (0,), width + 8, 1), Bits(8, (width,), width + 8, 1)
         return Encoding(f"uint{bits}_{number}_{span}", span, (span * bits // 8, size + 1), Layout(
             codes, span, Factor(number, at), signed=bits == 8,
@@ -91,6 +109,12 @@ def integers(bits: int, number: str, span: int, zero: bool) -> Encoding:
     return Encoding(f"uint{bits}_{number}_{span}", span, (span * bits // 8, total), Layout(
         codes, part, Factor(number, at, (one,), signed=bits == 8), signed=bits == 8,
         minimum=Factor(number, at, (other,), signed=bits == 8), minimum_sign=-1))
+
+
+RENEWED = tuple(integers(bits, "bf16", span, False) for bits in (4, 8) for span in (32, 64, 128, 256))
+"""What differs from our own by the kind of its scales alone: nearly any bf16 scale of a weight is an f16 number, but
+which are none, only reading all of them tells. So a file that others shall read takes the codes as they are, and says
+what became of the scales."""
 
 
 @lru_cache
@@ -141,7 +165,7 @@ class IntegerRows:
             own = zeros[:, chosen, None]
             if self.bits == 8:
                 own = own ^ np.uint8(128)
-            if self.number == "f16":
+            if self.number in HALVES:
                 pair = own << np.uint8(4) | np.uint8(1) if self.bits < 8 else \
                     np.concatenate((np.ones_like(own), own), -1)
                 own = np.tile(pair, self.span // gcd(self.span, BLOCK))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from bestiary.errors import BestiaryError
 from bestiary.files import FileTensor
 from bestiary.tensor import Tensor
-from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, raw
+from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, fitting, raw
 from bestiary_plugins.loaders.quantized.rows import CodedRows, IntegerRows
 
 Bytes = NDArray[np.uint8]
@@ -86,19 +87,24 @@ class Scaled(Tensor):
         return self._layout.fill(codes ^ flip, scales, self._zeros.rows(start, stop)[:, :, 0] ^ flip)
 
 
-def take_scales(parts: Parts, name: str, weight: FileTensor, block: tuple[int, int] | None,
+def take_scales(parts: Parts, name: str, weight: FileTensor, blocks: Sequence[tuple[int, int] | None] = (),
                 types: tuple[str, ...] = SCALES) -> Scales:
     """The scales of a weight of two dimensions: one for all, one a row, or one a block of so many rows and columns.
-    Raises BestiaryError for another shape."""
+    Raises BestiaryError for another shape, and where it fits several blocks."""
     given = parts.take(name, types, (0, 1, 2))
     rows, columns = weight.shape
     if given.shape in ((), (1,), (1, 1)):
         return Scales(given, rows, columns)
     if given.shape in ((rows,), (rows, 1)):
         return Scales(given, 1, columns)
-    if block is None:
+    sizes = [block for block in blocks if block is not None]
+    if not sizes:
         raise BestiaryError(f"{parts.folder}: tensor {name} has the shape {list(given.shape)}; a weight of "
                             f"{list(weight.shape)} asks for one scale, or one a row")
-    parts.fits(given, name, (-(-rows // block[0]), -(-columns // block[1])),
-               f"a weight of {list(weight.shape)} in blocks of {list(block)}")
-    return Scales(given, *block)
+    found = fitting(sizes, lambda block: parts.fits(
+        given, name, (-(-rows // block[0]), -(-columns // block[1])),
+        f"a weight of {list(weight.shape)} in blocks of {list(block)}"))
+    if len(found) > 1:
+        raise BestiaryError(f"{parts.folder}: tensor {name} of {list(given.shape)} fits blocks of "
+                            f"{' and of '.join(str(list(block)) for block in found)}")
+    return Scales(given, *found[0])

@@ -1,0 +1,89 @@
+"""Weights whose encoding holds their columns in another order: a graph that puts what they multiply in that order."""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bestiary.backend import Backend
+from bestiary.graph import Graph, Node
+from bestiary.tensor import Tensor
+
+log = logging.getLogger("bestiary")
+Orders = Mapping[str, NDArray[np.int64]]
+
+
+class Decoded(Tensor):
+    """A weight as it is read, and nothing else."""
+
+    def __init__(self, base: Tensor) -> None:
+        self.shape, self.encoding, self._base = base.shape, base.encoding, base
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        return self._base.read(start, stop)
+
+
+def in_order(graph: Graph, tensors: Mapping[str, Tensor], backend: Backend,
+             ) -> tuple[Graph, Mapping[str, Tensor], list[Tensor]]:
+    """Both with the weights that the backend can keep in an order of columns of their own, under their names; and those
+    of such weights that it cannot keep so. Products that take the same input in the same order share one node."""
+    found = {name: tensors[name].ordered for name in graph.weights if name in tensors}
+    offers = {name: offer for name, offer in found.items() if offer is not None}
+    elsewhere = not_multiplied(graph)
+    taken = {name: offer for name, offer in offers.items() if backend.orders and len(offer.order)
+             and name not in elsewhere}
+    if taken:
+        graph = reordered(graph, {name: offer.order for name, offer in taken.items()})
+        tensors = {**tensors, **{name: offer.tensor for name, offer in taken.items()}}
+    return graph, tensors, [tensors[name] for name in offers if name not in taken]
+
+
+def not_multiplied(graph: Graph) -> set[str]:
+    """The weights that some operation uses otherwise than as the matrix of a linear."""
+    nodes = (*graph.nodes, *(graph.past.graph.nodes if graph.past else ()))
+    return {name for node in nodes for part, name in node.weights.items() if (node.op, part) != ("linear", "weight")}
+
+
+def reordered(graph: Graph, orders: Orders) -> Graph:
+    """The graph for weights whose columns are in these orders."""
+    nodes: list[Node] = []
+    places: list[int] = []  # of the nodes that there were
+    made: dict[tuple[int, int | None, bytes], int] = {}  # of one layer, so that the graph can be cut where it could
+    for node in graph.nodes:
+        inputs = tuple(places[i] for i in node.inputs)
+        order = orders.get(node.weights["weight"]) if node.op == "linear" else None
+        if order is not None:
+            columns = order.astype(np.int32).tobytes()
+            key = inputs[0], node.layer, columns
+            if key not in made:
+                made[key] = len(nodes)
+                nodes.append(Node("order", inputs, len(order), params={"columns": array("i", columns)},
+                                  layer=node.layer))
+            inputs = (made[key],)
+        places.append(len(nodes))
+        nodes.append(replace(node, inputs=inputs))
+    past = graph.past and replace(graph.past, graph=reordered(graph.past.graph, orders))
+    return replace(graph, nodes=tuple(nodes), output=places[graph.output], hidden=places[graph.hidden], past=past)
+
+
+def say_left(left: Sequence[Tensor], backend: Backend) -> None:
+    """A line on what `in_order` could not keep, if there is anything."""
+    who = "only products with one order follow" if backend.orders else f"the backend {backend.name} does not follow"
+    _say(left, who)
+
+
+def say_decoded(tensors: Iterable[Tensor], why: str, then: str = "") -> None:
+    """A line on those that could be kept in an order of columns of their own and are not."""
+    _say([tensor for tensor in tensors if tensor.ordered is not None], why, then)
+
+
+def _say(tensors: Sequence[Tensor], why: str, then: str = "") -> None:
+    if tensors:
+        kinds = sorted({tensor.encoding.name for tensor in tensors})
+        log.warning("the groups of %d weights are runs only in another order of their columns (act-order), which %s: "
+                    "they are decoded to %s%s", len(tensors), why, " and ".join(kinds), then)
