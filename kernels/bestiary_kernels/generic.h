@@ -242,11 +242,11 @@ void quantize(const float *x, i64 stride, i64 columns, i64 t0, i64 t1, i64 b0, i
             int32_t s1 = hsumi(subi(as_i(add(v1, bc(12582912.0f))), magic));
             for (i64 i = 0; i < count; ++i) {
                 const Sums &s = sums[i];
-                if (s.half) {
-                    s.values[2 * b * in.tokens + t] = s.factor * s0;
-                    s.values[(2 * b + 1) * in.tokens + t] = s.factor * s1;
-                } else {
-                    s.values[b * in.tokens + t] = s.factor * (s0 + s1);
+                const int32_t of[2] = {s.half ? s0 : s0 + s1, s1};
+                for (i64 part = 0; part < (s.half ? 2 : 1); ++part) {
+                    const i64 at = ((s.half ? 2 * b : b) + part) * in.tokens + t;
+                    s.values[at] = s.factor * of[part];
+                    if (s.lows) s.lows[at] = (float)of[part] * scale;
                 }
             }
         }

@@ -58,7 +58,7 @@ template <int Kind> BESTIARY_INLINE void pair(const uint8_t *p, int j, I &more, 
 // ---------------------------------------------------------------- one token
 
 template <int Kind, bool Half, bool Minimum, bool Wide>
-F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int32_t *correction, const int32_t *sums) {
+F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int32_t *correction) {
     constexpr int parts = Half ? 2 : 1;
     constexpr i64 step = Wide ? 64 : 32;
     F total = bc(0.0f);
@@ -82,8 +82,7 @@ F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int32_t *corr
 #pragma GCC unroll 2
         for (int part = 0; part < parts; ++part) {
             if (Minimum)
-                total = fma_(bc((float)sums[b * parts + part]),
-                             mul(header_values(header + (parts + part) * step, Wide), scale), total);
+                total = fma_(bc(in.lows[b * parts + part]), header_values(header + (parts + part) * step, Wide), total);
             total = fma_(to_f(s[part]), mul(header_values(header + part * step, Wide), scale), total);
         }
     }
@@ -128,8 +127,7 @@ template <int Kind> void unpack(const Matrix &m, i64 g, i64 count, i64 b0, i64 b
 
 // acc: [token][2][16], the sums so far of tokens t0.. and two row groups.
 template <int Tokens, bool Half, bool Minimum>
-inline void micro(const Panel &panel, const Input &in, const int32_t *correction, const int32_t *sums, i64 t0, i64 b0,
-                  i64 b1, float *acc) {
+inline void micro(const Panel &panel, const Input &in, const int32_t *correction, i64 t0, i64 b0, i64 b1, float *acc) {
     constexpr int parts = Half ? 2 : 1;
     const i64 n = in.tokens;
     F f[Tokens][2];
@@ -140,7 +138,7 @@ inline void micro(const Panel &panel, const Input &in, const int32_t *correction
     const int8_t *a = in.codes + (b0 * n + t0) * kBlock;
     const float *scales = in.scales + b0 * n + t0;
     correction += b0 * parts * n + t0;
-    sums += Minimum ? b0 * parts * n + t0 : 0;
+    const float *lows = Minimum ? in.lows + b0 * parts * n + t0 : nullptr;
     for (i64 b = b0; b < b1; ++b) {
 #pragma GCC unroll 2
         for (int part = 0; part < parts; ++part) {
@@ -163,11 +161,11 @@ inline void micro(const Panel &panel, const Input &in, const int32_t *correction
                 F m0 = ld(low), m1 = ld(low + 16);
 #pragma GCC unroll 8
                 for (int t = 0; t < Tokens; ++t) {
-                    F scale = bc(scales[t]), sum = bc((float)sums[t]);
-                    f[t][0] = fma_(sum, mul(m0, scale), f[t][0]);
-                    f[t][1] = fma_(sum, mul(m1, scale), f[t][1]);
+                    const F sum = bc(lows[t]);
+                    f[t][0] = fma_(sum, m0, f[t][0]);
+                    f[t][1] = fma_(sum, m1, f[t][1]);
                 }
-                low += 32, sums += n;
+                low += 32, lows += n;
             }
 #pragma GCC unroll 8
             for (int t = 0; t < Tokens; ++t) {
@@ -184,16 +182,16 @@ inline void micro(const Panel &panel, const Input &in, const int32_t *correction
 }
 
 template <int Tokens, bool Half, bool Minimum>
-inline void micro_rest(i64 rest, const Panel &panel, const Input &in, const int32_t *correction, const int32_t *sums,
-                       i64 t0, i64 b0, i64 b1, float *acc) {
-    if (rest == Tokens) micro<Tokens, Half, Minimum>(panel, in, correction, sums, t0, b0, b1, acc);
+inline void micro_rest(i64 rest, const Panel &panel, const Input &in, const int32_t *correction, i64 t0, i64 b0, i64 b1,
+                       float *acc) {
+    if (rest == Tokens) micro<Tokens, Half, Minimum>(panel, in, correction, t0, b0, b1, acc);
     else if constexpr (Tokens > 1)
-        micro_rest<Tokens - 1, Half, Minimum>(rest, panel, in, correction, sums, t0, b0, b1, acc);
+        micro_rest<Tokens - 1, Half, Minimum>(rest, panel, in, correction, t0, b0, b1, acc);
 }
 
 template <int Kind, bool Half, bool Minimum>
-void matmul(const Matrix &m, const Input &in, const int32_t *correction, const int32_t *sums, i64 g0, i64 g1,
-            const float *bias, float *out, i64 stride, uint8_t *scratch) {
+void matmul(const Matrix &m, const Input &in, const int32_t *correction, i64 g0, i64 g1, const float *bias,
+            float *out, i64 stride, uint8_t *scratch) {
     Panel panel = {scratch, (float *)(scratch + kPanelBlocks * 1024), nullptr};
     panel.minimums = panel.scales + kPanelBlocks * 64;
     float *acc = panel.minimums + kPanelBlocks * 64; // [token][2][16]
@@ -205,9 +203,9 @@ void matmul(const Matrix &m, const Input &in, const int32_t *correction, const i
             unpack<Kind>(m, g, count, b, end, panel);
             i64 t = 0;
             for (; t + kTileTokens <= in.tokens; t += kTileTokens)
-                micro<kTileTokens, Half, Minimum>(panel, in, correction, sums, t, b, end, acc + t * 32);
+                micro<kTileTokens, Half, Minimum>(panel, in, correction, t, b, end, acc + t * 32);
             if (t < in.tokens)
-                micro_rest<kTileTokens, Half, Minimum>(in.tokens - t, panel, in, correction, sums, t, b, end,
+                micro_rest<kTileTokens, Half, Minimum>(in.tokens - t, panel, in, correction, t, b, end,
                                                        acc + t * 32);
         }
         for (i64 t = 0; t < in.tokens; ++t)
@@ -216,13 +214,13 @@ void matmul(const Matrix &m, const Input &in, const int32_t *correction, const i
 }
 
 template <int Kind, bool Half, bool Minimum>
-void groups(const Matrix &m, const Input &in, const int32_t *correction, const int32_t *sums, i64 g0, i64 g1,
+void groups(const Matrix &m, const Input &in, const int32_t *correction, const int32_t *, i64 g0, i64 g1,
             const float *bias, float *out, i64 stride, uint8_t *scratch) {
-    if (in.tokens > 1) return matmul<Kind, Half, Minimum>(m, in, correction, sums, g0, g1, bias, out, stride, scratch);
+    if (in.tokens > 1) return matmul<Kind, Half, Minimum>(m, in, correction, g0, g1, bias, out, stride, scratch);
     for (i64 g = g0; g < g1; ++g) {
         const uint8_t *w = m.data + g * m.group_bytes;
-        const F total = m.numbers != kHalves ? matvec<Kind, Half, Minimum, true>(m, w, in, correction, sums)
-                               : matvec<Kind, Half, Minimum, false>(m, w, in, correction, sums);
+        const F total = m.numbers != kHalves ? matvec<Kind, Half, Minimum, true>(m, w, in, correction)
+                               : matvec<Kind, Half, Minimum, false>(m, w, in, correction);
         put(out, total, bias, g * 16, m.rows);
     }
 }

@@ -104,9 +104,7 @@ F matvec(const Matrix &m, const uint8_t *p, const Input &in, const int32_t *corr
         const F scale = bc(in.scales[b]);
         for (int part = 0; part < parts; ++part) {
             const i64 at = b * parts + part;
-            if (Minimum)
-                total = fma_(bc((float)sums[at]), mul(header_values(header + (parts + part) * step, Wide), scale),
-                             total);
+            if (Minimum) total = fma_(bc(in.lows[at]), header_values(header + (parts + part) * step, Wide), total);
             const I x = addi(s[part], bci(bytes(Kind) ? correction[at] + 128 * sums[at] : correction[at]));
             total = fma_(to_f(x), mul(header_values(header + part * step, Wide), scale), total);
         }
@@ -168,6 +166,7 @@ inline void micro(const Panel &panel, const Input &in, const int32_t *correction
     const int8_t *a = in.codes + (b0 * n + t0) * kBlock;
     const float *scales = in.scales + b0 * n + t0;
     correction += b0 * parts * n + t0, sums += b0 * parts * n + t0;
+    const float *lows = Minimum ? in.lows + b0 * parts * n + t0 : nullptr;
     F f[Tokens];
 #pragma GCC unroll 8
     for (int t = 0; t < Tokens; ++t) f[t] = ld(acc + t * 16);
@@ -187,10 +186,11 @@ inline void micro(const Panel &panel, const Input &in, const int32_t *correction
 #pragma GCC unroll 8
             for (int t = 0; t < Tokens; ++t) {
                 const F of_token = bc(scales[t]);
-                if (Minimum) f[t] = fma_(bc((float)sums[t]), mul(ld(low), of_token), f[t]);
+                if (Minimum) f[t] = fma_(bc(lows[t]), ld(low), f[t]);
                 f[t] = fma_(to_f(s[t]), mul(scale, of_token), f[t]);
             }
             d += 16, low += 16, correction += n, sums += n;
+            if (Minimum) lows += n;
         }
         w += 512, a += n * kBlock, scales += n;
     }

@@ -6,8 +6,7 @@
 namespace {
 
 // Sixteen rows and one token.
-void quantized_row(const Matrix &m, const uint8_t *w, const Input &in, const int32_t *correction, const int32_t *sums,
-                   i64 t, float *acc) {
+void quantized_row(const Matrix &m, const uint8_t *w, const Input &in, const int32_t *correction, i64 t, float *acc) {
     const i64 parts = m.half ? 2 : 1, n = in.tokens;
     const bool wide = m.numbers != kHalves;
     Values values(m);
@@ -38,7 +37,7 @@ void quantized_row(const Matrix &m, const uint8_t *w, const Input &in, const int
             }
             if (m.minimum) {
                 F low = header_values(header + (parts + part) * values.step, wide);
-                total = fma_(bc((float)sums[(b * parts + part) * n + t]), mul(low, scale), total);
+                total = fma_(bc(in.lows[(b * parts + part) * n + t]), low, total);
             }
             total = fma_(to_f(dot), mul(header_values(header + part * values.step, wide), scale), total);
         }
@@ -46,12 +45,12 @@ void quantized_row(const Matrix &m, const uint8_t *w, const Input &in, const int
     st(acc, total);
 }
 
-void linear_quantized(const Matrix &m, const Input &in, const int32_t *correction, const int32_t *sums, i64 g0, i64 g1,
+void linear_quantized(const Matrix &m, const Input &in, const int32_t *correction, const int32_t *, i64 g0, i64 g1,
                       const float *bias, float *out, i64 stride, uint8_t *) {
     for (i64 g = g0; g < g1; ++g)
         for (i64 t = 0; t < in.tokens; ++t) {
             float acc[16];
-            quantized_row(m, m.data + g * m.group_bytes, in, correction, sums, t, acc);
+            quantized_row(m, m.data + g * m.group_bytes, in, correction, t, acc);
             put(out + t * stride, ld(acc), bias, g * 16, m.rows);
         }
 }

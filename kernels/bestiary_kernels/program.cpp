@@ -110,7 +110,7 @@ void Program::begin(const std::shared_ptr<Cache> &given, i64 tokens, const int32
     }
     // Quantized activations, or packed ones: never both at once.
     const i64 most = std::max(tokens, wanted);
-    const i64 per_block = kBlock + 4 + 8 * most_factors_;
+    const i64 per_block = kBlock + 4 + 16 * most_factors_;
     const i64 quantized = most_blocks_ * most * per_block, plain = round_up(most_plain_, kSlab) * most * 4;
     codes_.grow((size_t)std::max(quantized, plain) + 64);
     for (const Step &s : steps_)
@@ -319,12 +319,15 @@ void Program::place_codes(const Step &s, i64 rows) {
     const i64 blocks = (s.width + kBlock - 1) / kBlock;
     uint8_t *p = codes_.data();
     input_ = {reinterpret_cast<int8_t *>(p), reinterpret_cast<float *>(p + blocks * rows * kBlock), rows, blocks,
-              weight_bytes_ > kFar};
+              nullptr, weight_bytes_ > kFar};
     int32_t *values = reinterpret_cast<int32_t *>(input_.scales + blocks * rows);
     sums_.clear();
     for (const auto &factor : s.factors) {
-        sums_.push_back({factor.first, factor.second, values});
-        values += blocks * rows * (factor.second ? 2 : 1);
+        const i64 count = blocks * rows * (factor.second ? 2 : 1);
+        const bool alone = factor.first == 1; // what minimums need
+        float *const lows = alone ? reinterpret_cast<float *>(values + count) : nullptr;
+        sums_.push_back({factor.first, factor.second, values, lows});
+        values += alone ? 2 * count : count;
     }
 }
 
@@ -339,10 +342,12 @@ void Program::linear(const Step &s, i64 rows) {
             if (g0 >= g1) continue;
             float *out = at(part.slot, 0);
             const i64 stride = slots_[(size_t)part.slot].stride;
-            if (s.op == kLinearQuantized)
-                table_->linear_quantized(*part.matrix, input_, sums_[(size_t)part.correction].values,
+            if (s.op == kLinearQuantized) {
+                Input in = input_;
+                in.lows = sums_[(size_t)part.sums].lows;
+                table_->linear_quantized(*part.matrix, in, sums_[(size_t)part.correction].values,
                                          sums_[(size_t)part.sums].values, g0, g1, part.bias, out, stride, scratch);
-            else table_->linear_plain(*part.matrix, packed_, rows, g0, g1, part.bias, out, stride, scratch);
+            } else table_->linear_plain(*part.matrix, packed_, rows, g0, g1, part.bias, out, stride, scratch);
         }
     });
 }

@@ -134,10 +134,9 @@ template <int Kind> BESTIARY_INLINE void fetch(const uint8_t *p) {
 // acc + weights * activations of a block or a half: s, its dot products; at header, its scales and, `parts` further
 // on, its minimums.
 template <bool Minimum, bool Wide>
-BESTIARY_INLINE F scaled(F acc, I s, int32_t sum, const uint8_t *header, int parts, float of_token) {
-    const F scale = bc(of_token);
-    if (Minimum) acc = fma_(bc((float)sum), mul(header_values(header + parts * (Wide ? 64 : 32), Wide), scale), acc);
-    return fma_(to_f(s), mul(header_values(header, Wide), scale), acc);
+BESTIARY_INLINE F scaled(F acc, I s, const float *low, const uint8_t *header, int parts, float of_token) {
+    if (Minimum) acc = fma_(bc(*low), header_values(header + parts * (Wide ? 64 : 32), Wide), acc);
+    return fma_(to_f(s), mul(header_values(header, Wide), bc(of_token)), acc);
 }
 
 // ---------------------------------------------------------------- one token
@@ -234,7 +233,7 @@ BESTIARY_INLINE void matvec(const Matrix &m, const uint8_t *p, const Input &in, 
                 const i64 at = b * parts + part;
                 const int32_t moved = bytes(Kind) && Kind == kByte ? 128 * sums[at] : 0;
                 total[g] = scaled<Minimum, Wide>(total[g], addi(s[part], bci(correction[at] + moved)),
-                                                 Minimum ? sums[at] : 0, header + g * between + part * step, parts,
+                                                 Minimum ? in.lows + at : nullptr, header + g * between + part * step, parts,
                                                  in.scales[b]);
             }
         }
@@ -320,7 +319,7 @@ void few(const Matrix &m, const uint8_t *p, const Input &in, const Signed &x, co
 #pragma GCC unroll 4
             for (int t = 0; t < Tokens; ++t) {
                 const i64 at = (b * parts + part) * n + t0 + t;
-                f[t] = scaled<Minimum, Wide>(f[t], addi(s[t], bci(x.offsets[at])), Minimum ? sums[at] : 0,
+                f[t] = scaled<Minimum, Wide>(f[t], addi(s[t], bci(x.offsets[at])), Minimum ? in.lows + at : nullptr,
                                              values.at + part * step, parts, in.scales[b * n + t0 + t]);
             }
         }
@@ -355,6 +354,7 @@ struct Panel {
     uint8_t *codes;
     float *scales, *minimums;
     int32_t *negatives; // sums of the sizes of bytes below zero
+    bool zero;          // whether the matrix has one
 };
 
 template <int Kind> void unpack(const Matrix &m, const uint8_t *w, i64 b0, i64 b1, const Panel &panel) {
@@ -432,6 +432,7 @@ inline void micro(const Panel &panel, const Input &in, const int32_t *correction
     const int8_t *a = in.codes + (b0 * n + t0) * kBlock;
     const float *scales = in.scales + b0 * n + t0;
     correction += b0 * parts * n + t0, sums += b0 * parts * n + t0;
+    const float *lows = Minimum ? in.lows + b0 * parts * n + t0 : nullptr;
     for (i64 b = b0; b < b1; ++b) {
         _mm_prefetch((const char *)(a + n * kBlock), _MM_HINT_T0); // the next block's: no processor foresees it
         if (Tokens > 2) _mm_prefetch((const char *)(a + n * kBlock + 64), _MM_HINT_T0);
@@ -453,12 +454,14 @@ inline void micro(const Panel &panel, const Input &in, const int32_t *correction
 #pragma GCC unroll 8
             for (int t = 0; t < Tokens; ++t) {
                 const F of_token = bc(scales[t]);
-                if (Minimum) f[t] = fma_(bc((float)sums[t]), mul(minimum, of_token), f[t]);
+                if (Minimum) f[t] = fma_(bc(lows[t]), minimum, f[t]);
                 if (bytes(Kind)) s[t] = addi(s[t], load(negatives));
-                const I x = addi(s[t], bci(bytes(Kind) ? correction[t] + 128 * sums[t] : correction[t]));
-                f[t] = fma_(to_f(x), mul(scale, of_token), f[t]);
+                if (!Minimum || bytes(Kind) || panel.zero)
+                    s[t] = addi(s[t], bci(bytes(Kind) ? correction[t] + 128 * sums[t] : correction[t]));
+                f[t] = fma_(to_f(s[t]), mul(scale, of_token), f[t]);
             }
             d += 16, low += 16, negatives += 16, correction += n, sums += n;
+            if (Minimum) lows += n;
         }
         w += bytes(Kind) ? 1024 : 512, a += n * kBlock, scales += n;
     }
@@ -498,7 +501,7 @@ void groups(const Matrix &m, const Input &in, const int32_t *correction, const i
         for (; g < g1; ++g) one_token<1, Kind, Half, Minimum>(m, g, in, cut_codes, correction, sums, bias, out);
         return;
     }
-    Panel panel = {scratch, (float *)(scratch + kPanelBlocks * kPanelCodes), nullptr, nullptr};
+    Panel panel = {scratch, (float *)(scratch + kPanelBlocks * kPanelCodes), nullptr, nullptr, m.zero != 0};
     panel.minimums = panel.scales + kPanelBlocks * 32;
     panel.negatives = (int32_t *)(panel.minimums + kPanelBlocks * 32);
     float *acc = panel.minimums + kPanelBlocks * 64; // [token][16]

@@ -87,6 +87,7 @@ struct Input {
     int8_t *codes;
     float *scales;
     i64 tokens, blocks;
+    const float *lows; // what minimums are multiplied by, of a matrix that has them: from Sums
     bool far; // the weights are more than caches hold: one token reads several streams of them
 };
 
@@ -95,6 +96,7 @@ struct Sums {
     int32_t factor;
     bool half;
     int32_t *values;
+    float *lows; // the sum * the activations' scale, or null
 };
 
 struct Rope {

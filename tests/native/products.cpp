@@ -47,11 +47,13 @@ struct Activations {
     Fenced<int8_t> codes;
     Fenced<float> scales;
     Fenced<int32_t> sums, correction;
+    Fenced<float> lows;
     Input in;
 
     Activations(const Matrix &m, i64 tokens, bool extreme, Random &random)
         : codes(tokens * m.blocks * kBlock), scales(tokens * m.blocks), sums(scales.size() * (m.half ? 2 : 1)),
-          correction(sums.size()), in{codes.data(), scales.data(), tokens, m.blocks, random.coin()} {
+          correction(sums.size()), lows(sums.size()),
+          in{codes.data(), scales.data(), tokens, m.blocks, lows.data(), random.coin()} {
         const i64 parts = m.half ? 2 : 1, width = kBlock / parts;
         for (i64 b = 0; b < m.blocks; ++b)
             for (i64 t = 0; t < tokens; ++t) {
@@ -65,6 +67,7 @@ struct Activations {
                     for (i64 k = part * width; k < (part + 1) * width; ++k) sum += p[k];
                     sums[(b * parts + part) * tokens + t] = sum;
                     correction[(b * parts + part) * tokens + t] = -m.zero * sum;
+                    lows[(b * parts + part) * tokens + t] = (float)sum * scales[b * tokens + t];
                 }
             }
     }
@@ -155,13 +158,14 @@ void rounding_case(const Table &reference, const Table &table, i64 columns, i64 
         Fenced<int8_t> codes;
         Fenced<float> scales;
         Fenced<int32_t> whole, halves;
-        explicit Result(i64 n) : codes(n * kBlock), scales(n), whole(n), halves(2 * n) {}
+        Fenced<float> lows;
+        explicit Result(i64 n) : codes(n * kBlock), scales(n), whole(n), halves(2 * n), lows(2 * n) {}
     } expected(n), got(n);
     const struct { const Table &table; const Result &result; } both[] = {{reference, expected}, {table, got}};
     const i64 t = random.below(tokens), b = random.below(blocks);
     for (const auto &[of, result] : both) {
-        const Sums sums[] = {{1, false, result.whole.data()}, {-8, true, result.halves.data()}};
-        const Input in = {result.codes.data(), result.scales.data(), tokens, blocks, false};
+        const Sums sums[] = {{1, false, result.whole.data(), nullptr}, {-8, true, result.halves.data(), result.lows.data()}};
+        const Input in = {result.codes.data(), result.scales.data(), tokens, blocks, nullptr, false};
         of.quantize(x.data(), stride, columns, 0, t, 0, blocks, in, sums, 2);
         of.quantize(x.data(), stride, columns, t, tokens, 0, b, in, sums, 2);
         of.quantize(x.data(), stride, columns, t, tokens, b, blocks, in, sums, 2);
@@ -170,6 +174,7 @@ void rounding_case(const Table &reference, const Table &table, i64 columns, i64 
     same("codes", expected.codes, got.codes);
     same("sums", expected.whole, got.whole);
     same("sums of halves", expected.halves, got.halves);
+    same("sums times their scale", expected.lows, got.lows);
 }
 
 } // namespace
