@@ -22,6 +22,7 @@ from bestiary.ordering import Decoded
 from bestiary.quantizer import Quantizer
 from bestiary.recode import Recoded, Rounding, recoding
 from bestiary.tensor import Tensor, rows_of
+from bestiary.transform import Widened
 
 log = logging.getLogger("bestiary")
 
@@ -128,6 +129,14 @@ def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host,
                     ", ".join(dict.fromkeys(left)))
     anew: Callable[..., Checkpoint] = partial(_again, recipe, host, graph)
     return checkpoint.having(tensors=tensors, source=(anew, (checkpoint,)))
+
+
+def vectors_widened(checkpoint: Checkpoint) -> Checkpoint:
+    """A view of the canonical checkpoint, each weight in its own type, but for vectors: they are f32 in every file, and
+    there are programs that multiply with no others."""
+    return checkpoint.having(source=(vectors_widened, (checkpoint,)), tensors={
+        name: tensor if len(tensor.shape) > 1 or tensor.encoding == F32 else Widened(tensor)
+        for name, tensor in checkpoint.tensors.items()})
 
 
 def _again(recipe: Recipe, host: Host, graph: Graph, checkpoint: Checkpoint) -> Checkpoint:

@@ -72,7 +72,7 @@ class _Slice(Tensor):
         return self._base.read(self._first + start, self._first + stop)
 
 
-class _Widened(Tensor):
+class Widened(Tensor):
     """The same numbers in f32."""
 
     def __init__(self, base: Tensor) -> None:
@@ -89,7 +89,7 @@ class _Widened(Tensor):
 def alike(parts: Sequence[Tensor]) -> Sequence[Tensor]:
     """The tensors in one encoding, where plain ones of several are to be one: in f32, which holds them all."""
     if len({part.encoding for part in parts}) > 1 and all(part.encoding.name in PLAIN for part in parts):
-        return [part if part.encoding == F32 else _Widened(part) for part in parts]
+        return [part if part.encoding == F32 else Widened(part) for part in parts]
     return parts
 
 
