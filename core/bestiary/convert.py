@@ -114,8 +114,9 @@ def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host,
         if (how := recoding(tensor.encoding, quantizer.encoding, tensor.columns)) is not None:
             tensors[name] = Recoded(tensor, how, name, rounding)
             continue
-        if tensor.encoding.quantized and quantizer.encoding.quantized:
-            again.append(f"{name} from {tensor.encoding.name} to {quantizer.name}")
+        if quantizer.encoding.quantized and (first := tensor.quantized_as) is not None:
+            decoded = f", decoded to {tensor.encoding.name}," * (not tensor.encoding.quantized)
+            again.append(f"{name} from {first.name}{decoded} to {quantizer.name}")
         guard = guards.setdefault(quantizer.name, host.calling(quantizer, "quantize"))
         tensors[name] = Quantized(tensor, quantizer, name, guard)
     if again:

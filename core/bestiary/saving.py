@@ -94,7 +94,8 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         checkpoint, graph = to_canonical(checkpoint, family)
         check_taken(config, said, checkpoint.config, family)
     say_assumed(checkpoint, {*config, *(() if context is None else ("max_position_embeddings",))})
-    say_decoded(checkpoint.tensors.values(), "no file holds", "" if type else "; --outtype TYPE makes them smaller")
+    before = checkpoint.tensors
+    smaller = "" if type else "; --outtype TYPE --allow-requantize makes them smaller"
     rounding = Rounding()
     if type is None and not converted:
         type = plain_type(checkpoint, auto)
@@ -106,6 +107,7 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], pure, requantize), host, rounding)
     else:
         checkpoint = vectors_widened(checkpoint)
+    say_decoded(before, checkpoint.tensors, "no file holds", smaller)
     if context is not None:
         checkpoint = checkpoint.having(config={**checkpoint.config, "max_position_embeddings": context})
     if line := unused(config, graph):

@@ -91,7 +91,7 @@ def bench(
                             count or options.whole(facts.get("threads")),
                             "tokens_per_second": measured.tokens_per_second, "runs": list(measured.runs),
                             "depth": measured.depth, "sequences": measured.sequences, "model": str(path),
-                            "type": main_type(loaded.checkpoint), "backend": loaded.backend.name,
+                            "type": main_type(loaded.held), "backend": loaded.backend.name,
                             "isa": facts.get("isa"), "batch": limits.batch, "cache_type_k": limits.cache_type_k,
                             "cache_type_v": limits.cache_type_v})
 
