@@ -11,7 +11,9 @@ import pytest
 
 from bestiary.canonical import to_canonical
 from bestiary.checkpoint import Checkpoint
+from bestiary.convert import types
 from bestiary.errors import BestiaryError
+from bestiary.forecast import PIECE, forecast
 from bestiary.host import Host
 from bestiary.saving import save_as
 from bestiary.testing.tiny import difference
@@ -127,6 +129,22 @@ def test_norms_are_f32_whatever_they_were_since_llama_cpp_runs_no_others(
         assert before[norm].encoding.name != "f32" and after[canonical_name].encoding.name == "f32"
         assert np.array_equal(after[canonical_name].array(), before[norm].array())
     assert after["blk.0.ffn_up.weight"].encoding.name in types
+
+
+@pytest.mark.parametrize("name", [*SCHEMES, "with scales of bf16"])
+@pytest.mark.filterwarnings("ignore")
+def test_the_plan_for_what_it_is_says_what_a_conversion_without_a_type_makes(
+        host: Host, tmp_path: Path, name: str) -> None:
+    pack, section, _ = {**SCHEMES, "with scales of bf16": (packed.packer(), packed.section(), set[str]())}[name]
+    norm = folders.bf16(np.ones(folders.WIDTH, np.float32))
+    made = folders.write(tmp_path / "made", pack, section, more={"model.norm.weight": norm})
+    row = next(row for row in forecast(made.quantized, host)["types"] if row["type"] == "as it is")
+    saved = save_as(made.quantized, tmp_path / "m.gguf", None, host)
+    assert row["types"] == saved.types
+    assert abs(row["bytes"] - PIECE * folders.VOCABULARY - saved.bytes) <= 32  # of a tokenizer that there is none of
+    assert (row["runs_as"] is not None) == (name in ("gptq with act-order", "with scales of bf16"))
+    for kind in (row["runs_as"] or row["types"]).keys() - {"f32"}:  # of which there is the norm too
+        assert kind in types(host.open(made.quantized)) or "act-order" in name
 
 
 @pytest.mark.parametrize("name", ["gptq with zeros", "fp8", "nf4"])
