@@ -53,6 +53,13 @@ def test_where_a_conversion_makes_other_types_than_run_the_plan_says_so(cli: Cli
         assert result.status == 0 and (line in result.out.splitlines()) == order
 
 
+def test_bench_names_the_type_that_runs_and_inspect_the_one_that_is_held(cli: Cli, tmp_path: Path) -> None:
+    made = folders.write(tmp_path, gptq.packer(4, 32, True, True, True), gptq.section(4, 32, True, True, True))
+    (row,) = json.loads(cli("bench", "-m", made.quantized, "-p", "1", "-n", "0", "-r", "1", "--json").out)
+    assert row["type"] == ("q4_0" if row["backend"] == "cpu" else "f16")
+    assert re.search(r"^q4_0 +7 ", cli("inspect", made.quantized).out, re.MULTILINE)
+
+
 def test_it_takes_a_model_that_is_there(cli: Cli, model: Path, tmp_path: Path) -> None:
     facts = json.loads(cli("inspect", "--plan", model, "--json").out)
     sizes = {row["type"]: row["bytes"] for row in facts["types"]}
