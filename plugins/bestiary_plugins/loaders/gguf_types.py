@@ -58,7 +58,8 @@ FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q
               "q4_k": 15, "q5_k": 17, "q6_k": 18, "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq1_s": 24, "iq4_nl": 25,
               "iq3_s": 26, "iq2_s": 28, "iq4_xs": 30, "iq1_m": 31, "bf16": 32, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38,
               "nvfp4": 39, "q1_0": 40, "q2_0": 41}
-"""The encoding that most weights have -> general.file_type, a number space of its own."""
+"""The encoding that most quantized weights have -> general.file_type, a number space of its own: the usual one of
+several mixes."""
 
 
 def decode_i8(rows: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
