@@ -69,7 +69,7 @@ def bench(
     for_prompts = options.usable(threads_batch, "-tb")
     rows: list[dict[str, Any]] = []
     timed = []
-    with terminal.aside(as_json), contextlib.ExitStack() as stack:
+    with terminal.aside(as_json), terminal.said_once(), contextlib.ExitStack() as stack:
         path = options.model_path(host, model)
 
         def measure(count: int | None, prompts: Sequence[int], predicts: Sequence[int]) -> None:
