@@ -83,7 +83,7 @@ def unknown_type(code: int) -> str:
     name = REPACKED[code]
     plain = name.rsplit("_", 2)[0]
     return f"is {name}: {plain} with its rows repacked for some processors, as llama.cpp wrote it in 2024 and " \
-        f"removed it; quantize the model's source anew, or let a llama.cpp of that time write {plain} from this file"
+        f"removed it; quantize the model's source anew to {plain}, or run it with a llama.cpp of that time"
 
 
 def encoding_of(code: int, known: Mapping[str, Encoding], what: str) -> Encoding:
