@@ -22,6 +22,7 @@ from bestiary.ordering import Decoded
 from bestiary.quantizer import Quantizer
 from bestiary.recode import Recoded, Rounding, recoding
 from bestiary.tensor import Tensor, rows_of
+from bestiary.transform import Widened
 
 log = logging.getLogger("bestiary")
 
@@ -113,8 +114,9 @@ def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host,
         if (how := recoding(tensor.encoding, quantizer.encoding, tensor.columns)) is not None:
             tensors[name] = Recoded(tensor, how, name, rounding)
             continue
-        if tensor.encoding.quantized and quantizer.encoding.quantized:
-            again.append(f"{name} from {tensor.encoding.name} to {quantizer.name}")
+        if quantizer.encoding.quantized and (first := tensor.quantized_as) is not None:
+            decoded = f", decoded to {tensor.encoding.name}," * (not tensor.encoding.quantized)
+            again.append(f"{name} from {first.name}{decoded} to {quantizer.name}")
         guard = guards.setdefault(quantizer.name, host.calling(quantizer, "quantize"))
         tensors[name] = Quantized(tensor, quantizer, name, guard)
     if again:
@@ -128,6 +130,14 @@ def convert(checkpoint: Checkpoint, graph: Graph, recipe: Recipe, host: Host,
                     ", ".join(dict.fromkeys(left)))
     anew: Callable[..., Checkpoint] = partial(_again, recipe, host, graph)
     return checkpoint.having(tensors=tensors, source=(anew, (checkpoint,)))
+
+
+def vectors_widened(checkpoint: Checkpoint) -> Checkpoint:
+    """A view of the canonical checkpoint, each weight in its own type, but for vectors: they are f32 in every file, and
+    there are programs that multiply with no others."""
+    return checkpoint.having(source=(vectors_widened, (checkpoint,)), tensors={
+        name: tensor if len(tensor.shape) > 1 or tensor.encoding == F32 else Widened(tensor)
+        for name, tensor in checkpoint.tensors.items()})
 
 
 def _again(recipe: Recipe, host: Host, graph: Graph, checkpoint: Checkpoint) -> Checkpoint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from bestiary.canonical import check_causal, matches, to_canonical
 from bestiary.checkpoint import CANONICAL, Checkpoint, TokenizerMaterial, check_model
 from bestiary.config import LARGEST
 from bestiary.contributions import shown
-from bestiary.convert import choices, recipe_for, types
+from bestiary.convert import choices, recipe_for, types, vectors_widened
 from bestiary.encoding import F16, F32
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph
@@ -28,8 +28,9 @@ from bestiary.model import choose_backend
 from bestiary.ordering import in_order
 from bestiary.past import needed
 from bestiary.quantizer import Quantizer
-from bestiary.saving import choose_writer
-from bestiary.tensor import Absent
+from bestiary.renewal import successors
+from bestiary.saving import choose_writer, plain_type
+from bestiary.tensor import Absent, Tensor
 
 CONVERTING, PROGRAM = 90_000_000, 60_000_000
 """Bytes of memory that converting takes whatever the model (86 to 94 MB in benchmarks/peak_memory.py), and those of
@@ -56,6 +57,7 @@ def forecast(path: str | os.PathLike[str], host: Host, context: int | None = Non
     found = host.recognise(path, loader)
     checkpoint, outlined = look(found, path, host)
     check_model(checkpoint)
+    converted = checkpoint.naming == CANONICAL
     family = host.architecture_of(checkpoint.config, checkpoint.tokenizer, architecture)
     with host.calling(family, f"read {path}"):
         checkpoint, graph = (expected if outlined else to_canonical)(checkpoint, family, context)
@@ -69,19 +71,20 @@ def forecast(path: str | os.PathLike[str], host: Host, context: int | None = Non
     speaks = HELD * graph.vocabulary
     weights = sum(map(prod, graph.weights.values()))
     rows, caches, work = [], dict[str, int](), 0
-    for name, planned, runs in plans(bare, graph, backend, host):
+    for name, planned, held_as, runs in plans(bare, graph, converted, writer, backend, host):
         kinds = types(planned)
         held = sum(entry["bytes"] for entry in kinds.values())
         usual = F32.name if kinds.keys() == {F32.name} else F16.name  # as `load` has it
-        needs = asked(backend, runs, planned, limits(graph, context, usual), host)
+        needs = asked(backend, runs, held_as, limits(graph, context, usual), host)
         run = None if needs is None else needs.weights + needs.cache + needs.work + PROGRAM + speaks
         rows.append({"type": name, "bytes": size(planned, writer, host) + kept, "types": kinds,
                      "bits_per_weight": 8 * held / max(weights, 1), "run_bytes": run,
+                     "runs_as": types(held_as) if differ(planned, held_as) else None,
                      "fits": None if run is None or machine is None else run <= machine})
         if needs is not None and not caches:
             work = needs.work
             caches = {kind: of.cache for kind in backend.cache_types if (
-                of := asked(backend, graph, planned, limits(graph, context, kind), host))}
+                of := asked(backend, runs, held_as, limits(graph, context, kind), host))}
     return {
         "path": str(path), "format": found.name, "architecture": family.name,
         "config": plain(dict(checkpoint.config)), "weights": weights,
@@ -118,15 +121,41 @@ def expected(checkpoint: Checkpoint, family: Architecture, context: int | None) 
                              tokenizer=family.material(checkpoint.tokenizer, config)), graph
 
 
-def plans(checkpoint: Checkpoint, graph: Graph, backend: Backend, host: Host,
-          ) -> Iterator[tuple[str, Checkpoint, Graph]]:
-    """Every type that it may become, with the graph that is run; and first itself, where it is quantized."""
+def plans(checkpoint: Checkpoint, graph: Graph, converted: bool, writer: Writer, backend: Backend, host: Host,
+          ) -> Iterator[tuple[str, Checkpoint, Checkpoint, Graph]]:
+    """Every type that it may become: what is written, what runs, and the graph that is run. First itself, where it is
+    quantized: what `convert` makes of it that is told no type, and what runs of it unconverted."""
     runs, tensors, _ = in_order(graph, checkpoint.tensors, backend)
-    if any(tensor.encoding.quantized for tensor in tensors.values()):
-        yield AS_IT_IS, checkpoint.having(tensors={name: Absent(tensor.shape, tensor.encoding)
-                                                   for name, tensor in tensors.items()}), runs
+    if any(tensor.quantized_as is not None for tensor in checkpoint.tensors.values()):
+        yield AS_IT_IS, as_it_is(checkpoint, graph, converted, writer, host), absent(checkpoint, tensors), runs
     for name, quantizer in host.quantizers.items():
-        yield name, in_type(quantizer, checkpoint, graph, host), graph
+        planned = in_type(quantizer, checkpoint, graph, host)
+        yield name, planned, planned, graph
+
+
+def as_it_is(checkpoint: Checkpoint, graph: Graph, converted: bool, writer: Writer, host: Host) -> Checkpoint:
+    """What `convert` will make of it that is told no type."""
+    type = None if converted else plain_type(checkpoint, False)
+    if type is not None:
+        return in_type(host.quantizers[type], checkpoint, graph, host)
+    try:
+        replaced = successors(checkpoint, writer, host)
+    except BestiaryError:  # `convert` will say it
+        replaced = {}
+    planned = absent(checkpoint, vectors_widened(checkpoint).tensors)
+    return planned.having(tensors={name: Absent(tensor.shape, replaced[name].encoding) if name in replaced else tensor
+                                   for name, tensor in planned.tensors.items()})
+
+
+def differ(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether a matrix of theirs is in another encoding here than there."""
+    return any(tensor.encoding != other.tensors[name].encoding for name, tensor in one.tensors.items()
+               if len(tensor.shape) > 1)
+
+
+def absent(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> Checkpoint:
+    """The checkpoint with what is known of these tensors in place of its own."""
+    return checkpoint.having(tensors={name: Absent(tensor.shape, tensor.encoding) for name, tensor in tensors.items()})
 
 
 def in_type(quantizer: Quantizer, checkpoint: Checkpoint, graph: Graph, host: Host) -> Checkpoint:

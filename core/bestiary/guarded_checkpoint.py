@@ -43,6 +43,15 @@ class GuardedTensor(Tensor):
                             f"columns in another order, not a tensor of its shape and an order of {self.columns} "
                             "columns")
 
+    @property
+    def quantized_as(self) -> Encoding | None:
+        with self._guard:
+            found: object = self._base.quantized_as
+            if found is None or isinstance(found, Encoding):
+                return found
+        raise BestiaryError(f"tensor {self._name}: {self._guard.who} gives {shown(found)} as the encoding that it was "
+                            "quantized in, not an Encoding or None")
+
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         with self._guard:
             try:

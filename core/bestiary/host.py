@@ -282,8 +282,14 @@ class Host:
             if kind not in self._registries:
                 retired = {name: reason for entry in provided if kind == "quantizers"
                            for name, reason in entry.item.retired.items()}
-                self._keep(kind, Registry(KINDS[kind].singular, provided, self.settings.prefer, retired))
+                self._keep(kind, Registry(KINDS[kind].singular, provided, self.settings.prefer, retired,
+                                          self._only_read if kind == "quantizers" else dict))
             return self._registries[kind]
+
+    def _only_read(self) -> dict[str, str]:
+        """What is said of encodings that loaders know, for who wants to write one that no quantizer does."""
+        return {encoding.name: "it is read and run, and not written yet" for entry in self._provided("loaders")
+                for encoding in entry.item.encodings}
 
     def _keep(self, kind: str, registry: Registry[Any]) -> None:
         """Names that mean two things stand in nobody's way until they are asked for: that they do is said."""

@@ -19,6 +19,7 @@ from bestiary.errors import BestiaryError, short
 from bestiary.host import Host
 from bestiary.loader import Loader
 from bestiary.model import make_tokenizer
+from bestiary.ordering import as_held
 from bestiary.renewal import in_words, successors
 from bestiary.saving import choose_writer, size_on_disk
 from bestiary.tensor import Tensor
@@ -54,7 +55,8 @@ def inspect(path: str | os.PathLike[str], host: Host, loader: str | None = None,
         given = (("--loader", loader), ("--architecture", architecture), ("--tokenizer", None if tokenizer else "FILE"))
         options = [word for name, value in given if value is not None for word in (name, value)]
         command, becomes = conversion(canonical, path, found, options, host)
-    counts = types(checkpoint)
+    tensors = {name: as_held(tensor) for name, tensor in tensors.items()}
+    counts = types(checkpoint.having(tensors=tensors))
     weights = sum(entry["weights"] for entry in counts.values())
     held = sum(entry["bytes"] for entry in counts.values())
     return {

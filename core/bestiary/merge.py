@@ -277,9 +277,10 @@ def rounded_to(name: str, tensor: Tensor, encoding: Encoding | None, of: Checkpo
 
 def plain(name: str, tensor: Tensor, of: Checkpoint) -> None:
     """Raises BestiaryError for a type that nothing can be added to."""
-    if tensor.encoding.name not in PLAIN:
-        raise BestiaryError(f"{of.path}: tensor {name} is {tensor.encoding.name}; merging wants the model before it "
-                            f"was quantized, in one of {', '.join(PLAIN)}")
+    encoding = tensor.quantized_as or tensor.encoding
+    if encoding.name not in PLAIN:
+        raise BestiaryError(f"{of.path}: tensor {name} is {encoding.name}; merging wants the model before it was "
+                            f"quantized, in one of {', '.join(PLAIN)}")
 
 
 def name_in(held: Mapping[str, Tensor], given: str) -> str | None:

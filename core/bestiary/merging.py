@@ -12,6 +12,7 @@ from bestiary.canonical import to_canonical
 from bestiary.checkpoint import Checkpoint
 from bestiary.convert import convert, recipe_for
 from bestiary.host import Host
+from bestiary.merge import plain
 from bestiary.overrides import in_place_of
 from bestiary.saving import Saved, main_type, merged_for, one_or_more, save_as
 
@@ -35,7 +36,11 @@ def merge_as(base: Name, delta: Name | None, adapters: Name | Sequence[Name], ta
     source = Path(base if delta is None else delta)
     below = None if delta is None else base
     if type is None:
-        type = main_type(host.open(source, loader))
+        given = host.open(source, loader)
+        type = main_type(given)
+        if type not in host.quantizers:
+            for name, tensor in given.tensors.items():
+                plain(name, tensor, given)  # raises: nothing can be added to it, in whatever type it were written
     saved = save_as(source, target, type, host, format=writer, loader=loader, architecture=architecture,
                     tokenizer=tokenizer, base=below, adapters=adapters, force=force, progress=progress)
     if check is False:

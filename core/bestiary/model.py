@@ -29,7 +29,7 @@ from bestiary.guard import calling, printing_to_stderr, whose
 from bestiary.guarded_tokenizer import GuardedTokenizer
 from bestiary.host import Host
 from bestiary.named_function import check_functions
-from bestiary.ordering import say_decoded
+from bestiary.ordering import in_order, say_decoded
 from bestiary.overrides import check_taken, in_place_of, overridden, spelled, unused
 from bestiary.past import compiled
 from bestiary.rank_list import with_vocabulary
@@ -61,6 +61,12 @@ class Model:
     def config(self) -> Config:
         """The normalised config, in Hugging Face's key names."""
         return self.checkpoint.config
+
+    @property
+    def held(self) -> Checkpoint:
+        """The checkpoint in the bits that it runs in, which may be in other orders of columns (see Tensor.ordered)."""
+        return self.checkpoint.having(
+            tensors=in_order(self.plan.graph, self.checkpoint.tensors, self.backend)[1])
 
     def facts(self) -> dict[str, str]:
         """How it runs: what the backend says of itself, and the threads that were asked for."""
@@ -316,8 +322,9 @@ def load(path: str | os.PathLike[str], backend: str | None = None, threads: int 
     if is_difference(graph, checkpoint.tensors):
         log.warning("%s: %s", path, SAID)
     if type is not None:
-        say_decoded(checkpoint.tensors.values(), f"is lost on the way to {type}")
+        before = checkpoint.tensors
         checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], requantize=True), host)
+        say_decoded(before, checkpoint.tensors, f"is lost on the way to {type}")
     made_for = int(checkpoint.config["max_position_embeddings"])
     if context is not None and context > made_for:
         log.warning("the model was made for a context of %d tokens; beyond them it may speak nonsense", made_for)

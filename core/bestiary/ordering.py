@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 
 from bestiary.backend import Backend
 from bestiary.graph import Graph, Node
-from bestiary.tensor import Tensor
+from bestiary.tensor import Tensor, View
 
 log = logging.getLogger("bestiary")
 Orders = Mapping[str, NDArray[np.int64]]
 
 
-class Decoded(Tensor):
-    """A weight as it is read, and nothing else."""
+class Decoded(View):
+    """A weight as it is read, without an offer."""
 
     def __init__(self, base: Tensor) -> None:
-        self.shape, self.encoding, self._base = base.shape, base.encoding, base
+        super().__init__(base.shape, base.encoding, (base,))
+        self._base = base
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         return self._base.read(start, stop)
@@ -74,16 +75,23 @@ def reordered(graph: Graph, orders: Orders) -> Graph:
 def say_left(left: Sequence[Tensor], backend: Backend) -> None:
     """A line on what `in_order` could not keep, if there is anything."""
     who = "only products with one order follow" if backend.orders else f"the backend {backend.name} does not follow"
-    _say(left, who)
+    _say(left, who, "are decoded to")
 
 
-def say_decoded(tensors: Iterable[Tensor], why: str, then: str = "") -> None:
-    """A line on those that could be kept in an order of columns of their own and are not."""
-    _say([tensor for tensor in tensors if tensor.ordered is not None], why, then)
+def say_decoded(tensors: Mapping[str, Tensor], become: Mapping[str, Tensor], why: str, then: str = "") -> None:
+    """A line on those that could be kept in an order of columns of their own and are not. become: what is made of
+    them, by the same names."""
+    _say([become[name] for name, tensor in tensors.items() if tensor.ordered is not None], why, "become", then)
 
 
-def _say(tensors: Sequence[Tensor], why: str, then: str = "") -> None:
-    if tensors:
-        kinds = sorted({tensor.encoding.name for tensor in tensors})
+def _say(made: Sequence[Tensor], why: str, how: str, then: str = "") -> None:
+    if made:
+        kinds = sorted({tensor.encoding.name for tensor in made})
         log.warning("the groups of %d weights are runs only in another order of their columns (act-order), which %s: "
-                    "they are decoded to %s%s", len(tensors), why, " and ".join(kinds), then)
+                    "they %s %s%s", len(made), why, how, " and ".join(kinds), then)
+
+
+def as_held(tensor: Tensor) -> Tensor:
+    """The weight in the bits that a file holds of it, in whatever order of columns, where it offers itself so."""
+    offer = tensor.ordered
+    return tensor if offer is None or not len(offer.order) else offer.tensor

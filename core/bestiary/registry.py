@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -46,14 +46,17 @@ class Registry(Mapping[str, T]):
 
     A name that two plugins provide is an error when it is asked for, unless one of their distributions is preferred;
     until then it is left out of iteration, so that it stands in nobody's way. retired: name -> what became of it.
+    lacking: gives, once it is asked for, name -> why it is not provided; names that go on with "_" and up to three
+    letters count as it.
     """
 
     def __init__(self, kind: str, provided: Iterable[Provided[T]], prefer: Sequence[str] = (),
-                 retired: Mapping[str, str] | None = None) -> None:
+                 retired: Mapping[str, str] | None = None, lacking: Callable[[], Mapping[str, str]] = dict) -> None:
         self._kind = kind
         self._provided = tuple(provided)
         self._prefer = tuple(normal(distribution) for distribution in prefer)
         self._retired = {name.casefold(): reason for name, reason in (retired or {}).items()}
+        self._lacking = lacking
         self._order = tuple(dict.fromkeys(entry.name for entry in self._provided))
         self._by_key: dict[str, list[Provided[T]]] = {}
         for entry in self._provided:
@@ -93,9 +96,18 @@ class Registry(Mapping[str, T]):
             return found[0]
         if found:
             raise BestiaryError(self._clash(name, found))
-        if name.casefold() in self._retired:
-            raise BestiaryError(f"{self._kind} {name!r}: {self._retired[name.casefold()]}")
+        if (why := self.why_not(name)) is not None:
+            raise BestiaryError(f"{self._kind} {name!r}: {why}")
         raise BestiaryError(f"unknown {self._kind} {name!r}; known: {', '.join(self.names) or 'none'}")
+
+    def why_not(self, name: str) -> str | None:
+        """What is said of a name that nobody provides and many know; None of any other."""
+        key = name.casefold()
+        if key in self._retired:
+            return self._retired[key]
+        lacking = {known.casefold(): reason for known, reason in self._lacking().items()}
+        reason = lacking.get(key) or lacking.get(re.sub("_[a-z]{1,3}$", "", key))
+        return reason and f"{reason}; known: {', '.join(self.names) or 'none'}"
 
     def clashes(self) -> dict[str, tuple[Provided[T], ...]]:
         """What is said of each name that means two things -> the items that it may mean."""

@@ -14,7 +14,7 @@ from bestiary.architecture import Architecture
 from bestiary.backend import Progress
 from bestiary.canonical import to_canonical
 from bestiary.checkpoint import CANONICAL, Checkpoint, check_model, extended
-from bestiary.convert import convert, recipe_for, types
+from bestiary.convert import convert, recipe_for, types, vectors_widened
 from bestiary.difference import SAID, is_difference
 from bestiary.encoding import BF16, F16, PLAIN
 from bestiary.errors import BestiaryError, short
@@ -94,7 +94,8 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         checkpoint, graph = to_canonical(checkpoint, family)
         check_taken(config, said, checkpoint.config, family)
     say_assumed(checkpoint, {*config, *(() if context is None else ("max_position_embeddings",))})
-    say_decoded(checkpoint.tensors.values(), "no file holds", "" if type else "; --outtype TYPE makes them smaller")
+    before = checkpoint.tensors
+    smaller = "" if type else "; --outtype TYPE --allow-requantize makes them smaller"
     rounding = Rounding()
     if type is None and not converted:
         type = plain_type(checkpoint, auto)
@@ -104,6 +105,9 @@ def save_as(source: str | os.PathLike[str], target: str | os.PathLike[str] | Non
         check_target(target, source, writer, force)
     if type is not None:
         checkpoint = convert(checkpoint, graph, recipe_for(host.quantizers[type], pure, requantize), host, rounding)
+    else:
+        checkpoint = vectors_widened(checkpoint)
+    say_decoded(before, checkpoint.tensors, "no file holds", smaller)
     if context is not None:
         checkpoint = checkpoint.having(config={**checkpoint.config, "max_position_embeddings": context})
     if line := unused(config, graph):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -42,6 +43,16 @@ class Tensor(ABC):
         `read` gives is decoded; None for most. Who multiplies may take it and put his inputs in that order."""
         return None
 
+    @property
+    def quantized_as(self) -> Encoding | None:
+        """The encoding of the codes that the weights are: its own, or where `read` gives them decoded the one that they
+        were decoded from; None where nobody quantized them. To quantize anew adds to what they lost, however they are
+        read."""
+        if self.encoding.quantized:
+            return self.encoding
+        offer = self.ordered
+        return None if offer is None else offer.tensor.quantized_as
+
     @abstractmethod
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Rows start..stop-1 as bytes, (stop - start, row_bytes) uint8. May be called from several threads at once."""
@@ -58,6 +69,19 @@ class Tensor(ABC):
         for first, last in chunks(self):  # the codes of a block take more memory on the way than the weights
             whole[first:last] = self.decode(first, last)
         return whole.reshape(self.shape)
+
+
+class View(Tensor):
+    """Weights of other tensors in other places, or as other numbers: quantized as the first of these that is."""
+
+    def __init__(self, shape: tuple[int, ...], encoding: Encoding, bases: Sequence[Tensor]) -> None:
+        self.shape, self.encoding, self._bases = shape, encoding, bases
+
+    @property
+    def quantized_as(self) -> Encoding | None:
+        if self.encoding.quantized:
+            return self.encoding
+        return next((found for base in self._bases if (found := base.quantized_as) is not None), None)
 
 
 class Ordered(NamedTuple):

@@ -12,16 +12,17 @@ from numpy.typing import NDArray
 
 from bestiary.encoding import F32, PLAIN
 from bestiary.errors import BestiaryError
-from bestiary.tensor import Ordered, Tensor, encode_plain
+from bestiary.tensor import Ordered, Tensor, View, encode_plain
 
 Rows = NDArray[np.uint8]
 LARGEST_GAP = 64
 """Rows of a matrix that are read although nobody wants them, rather than to read twice."""
 
 
-class _Permuted(Tensor):
+class _Permuted(View):
     def __init__(self, base: Tensor, order: NDArray[np.int64]) -> None:
-        self.shape, self.encoding, self._base, self._order = base.shape, base.encoding, base, order
+        super().__init__(base.shape, base.encoding, (base,))
+        self._base, self._order = base, order
 
     @property
     def ordered(self) -> Ordered | None:
@@ -59,9 +60,10 @@ class _PermutedEntries(Tensor):
         return entries.reshape(stop - start, self.row_bytes)
 
 
-class _Slice(Tensor):
+class _Slice(View):
     def __init__(self, base: Tensor, first: int, shape: tuple[int, ...]) -> None:
-        self.shape, self.encoding, self._base, self._first = shape, base.encoding, base, first
+        super().__init__(shape, base.encoding, (base,))
+        self._base, self._first = base, first
 
     @property
     def ordered(self) -> Ordered | None:
@@ -72,11 +74,12 @@ class _Slice(Tensor):
         return self._base.read(self._first + start, self._first + stop)
 
 
-class _Widened(Tensor):
+class Widened(View):
     """The same numbers in f32."""
 
     def __init__(self, base: Tensor) -> None:
-        self.shape, self.encoding, self._base = base.shape, F32, base
+        super().__init__(base.shape, F32, (base,))
+        self._base = base
 
     @property
     def ordered(self) -> Ordered | None:
@@ -89,14 +92,15 @@ class _Widened(Tensor):
 def alike(parts: Sequence[Tensor]) -> Sequence[Tensor]:
     """The tensors in one encoding, where plain ones of several are to be one: in f32, which holds them all."""
     if len({part.encoding for part in parts}) > 1 and all(part.encoding.name in PLAIN for part in parts):
-        return [part if part.encoding == F32 else _Widened(part) for part in parts]
+        return [part if part.encoding == F32 else Widened(part) for part in parts]
     return parts
 
 
-class _Joined(Tensor):
+class _Joined(View):
     def __init__(self, parts: Sequence[Tensor], shape: tuple[int, ...]) -> None:
         parts = alike(parts)
-        self.shape, self.encoding, self._parts = shape, parts[0].encoding, parts
+        super().__init__(shape, parts[0].encoding, parts)
+        self._parts = parts
         if any(part.encoding != self.encoding or part.columns != parts[0].columns for part in parts):
             raise BestiaryError(f"tensors of shapes {[part.shape for part in parts]} and encodings "
                                 f"{[part.encoding.name for part in parts]} cannot be joined")
@@ -146,25 +150,26 @@ class _JoinedEntries(Tensor):
         return np.concatenate([part.read(start, stop) for part in self._parts], axis=1)
 
 
-class _Columns(Tensor):
+class _Columns(View):
     """Some columns of a matrix. Reads whole rows."""
 
     def __init__(self, base: Tensor, first: int, count: int) -> None:
-        self.shape, self.encoding, self._base = (*base.shape[:-1], count), base.encoding, base
+        super().__init__((*base.shape[:-1], count), base.encoding, (base,))
+        self._base = base
         self._bytes = slice(base.encoding.row_bytes(first), base.encoding.row_bytes(first + count))
 
     def read(self, start: int, stop: int) -> Rows:
         return np.ascontiguousarray(self._base.read(start, stop)[:, self._bytes])
 
 
-class _JoinedColumns(Tensor):
+class _JoinedColumns(View):
     """Matrices side by side."""
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
         parts = alike(parts)
         first = parts[0]
-        self.shape, self.encoding, self._parts = (
-            (*first.shape[:-1], sum(part.columns for part in parts)), first.encoding, parts)
+        super().__init__((*first.shape[:-1], sum(part.columns for part in parts)), first.encoding, parts)
+        self._parts = parts
         if any(part.encoding != self.encoding or part.shape[:-1] != first.shape[:-1] for part in parts):
             raise BestiaryError(f"tensors of shapes {[part.shape for part in parts]} and encodings "
                                 f"{[part.encoding.name for part in parts]} cannot stand side by side")
@@ -180,13 +185,14 @@ def one_plane(sources: Sequence[Tensor]) -> None:
             raise BestiaryError(f"a {source.encoding.name} tensor keeps its planes apart and cannot be cut by columns")
 
 
-class _Transposed(Tensor):
+class _Transposed(View):
     """Reads the whole base for every range: use it on what fits in memory, one tensor at a time."""
 
     def __init__(self, base: Tensor) -> None:
         if base.encoding.quantized or len(base.shape) != 2:
             raise BestiaryError(f"a {base.encoding.name} tensor of shape {base.shape} cannot be transposed")
-        self.shape, self.encoding, self._base = (base.shape[1], base.shape[0]), base.encoding, base
+        super().__init__((base.shape[1], base.shape[0]), base.encoding, (base,))
+        self._base = base
 
     def read(self, start: int, stop: int) -> Rows:
         rows, columns = self._base.shape

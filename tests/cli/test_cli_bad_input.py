@@ -221,6 +221,18 @@ def test_types_that_are_gone_are_told_from_unknown_ones(cli: Cli, model: Path, t
     assert result.status == 1 and "is gone" in result.err and result.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["q4_k_m", "Q4_K", "iq3_xs", "IQ2_M", "mxfp4_moe", "q8_0_v1", "int4_bf16_32"])
+def test_types_that_are_only_read_are_told_from_unknown_ones(cli: Cli, model: Path, tmp_path: Path, name: str) -> None:
+    for words in (("quantize", model, tmp_path / "x.gguf", name), ("quantize", model, name),
+                  ("run", "-m", model, "-p", "x", "-n", "1", "--type", name)):
+        result = cli(*words)
+        assert result.status == 1 and "read and run, and not written yet" in result.err, result.err
+        assert result.err.count("\n") == 1 and f"quantizer {name!r}: " in result.err
+    for other in ("q4_k_model", "q4_k_", "q4_j", "k_m"):
+        assert f"unknown quantizer {other!r}; known: bf16, " in cli("quantize", model, other).err
+    assert cli("quantize", model, tmp_path / "q4_k_model", "q8_0").status == 0
+
+
 def test_sizes_beyond_reason_are_one_line(cli: Cli, model: Path) -> None:
     for words in (("-c", "100000000000"), ("-b", "100000000000")):
         result = cli("run", "-m", model, "-p", "x", "-n", "1", *words)

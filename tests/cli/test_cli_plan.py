@@ -14,6 +14,8 @@ from safetensors.numpy import save_file
 from bestiary.host import Host
 from bestiary_plugins.demo.beasts import publish
 from tests.cli.conftest import Cli
+from tests.loaders import quantized_folders as folders
+from tests.loaders import test_quantized_gptq as gptq
 
 
 @pytest.fixture
@@ -39,6 +41,23 @@ def test_it_prints_a_line_a_type(cli: Cli, host: Host, folder: Path) -> None:
 def test_it_takes_the_config_itself_and_gives_json(cli: Cli, folder: Path) -> None:
     facts = [json.loads(cli("inspect", "--plan", path, "--json").out) for path in (folder, folder / "config.json")]
     assert facts[0]["types"] == facts[1]["types"] and facts[0]["context"] == 128
+
+
+def test_where_a_conversion_makes_other_types_than_run_the_plan_says_so(cli: Cli, tmp_path: Path) -> None:
+    for order in (True, False):
+        made = folders.write(tmp_path / str(order), gptq.packer(4, 32, True, True, order),
+                             gptq.section(4, 32, True, True, order))
+        result = cli("inspect", "--plan", made.quantized)
+        line = ("as it is: it runs as 5 tensors f32, 7 q4_0; `convert` without a type makes a file of 9 tensors f16, "
+                "3 f32")
+        assert result.status == 0 and (line in result.out.splitlines()) == order
+
+
+def test_bench_names_the_type_that_runs_and_inspect_the_one_that_is_held(cli: Cli, tmp_path: Path) -> None:
+    made = folders.write(tmp_path, gptq.packer(4, 32, True, True, True), gptq.section(4, 32, True, True, True))
+    (row,) = json.loads(cli("bench", "-m", made.quantized, "-p", "1", "-n", "0", "-r", "1", "--json").out)
+    assert row["type"] == ("q4_0" if row["backend"] == "cpu" else "f16")
+    assert re.search(r"^q4_0 +7 ", cli("inspect", made.quantized).out, re.MULTILINE)
 
 
 def test_it_takes_a_model_that_is_there(cli: Cli, model: Path, tmp_path: Path) -> None:

@@ -37,6 +37,14 @@ def test_figures_stand_on_stderr(cli: Cli, model: Path) -> None:
     assert "seed 17" in lines[3] and "context 512" in lines[3] and "cache f32" in lines[3]
 
 
+def test_bench_says_once_what_it_loads_several_times(cli: Cli, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bestiary.readahead.usable_cpus", lambda: 2)
+    for _ in range(2):  # and again in another run
+        result = cli("bench", "-m", model, "-p", "513", "-n", "0", "-r", "1", "-t", "1,2")
+        assert result.status == 0 and result.out.count("prefill") == 2
+        assert result.err.count("made for a context of 512 tokens") == 1
+
+
 def test_a_seed_gives_the_same_text_again(cli: Cli, model: Path) -> None:
     texts = {cli("run", "-m", model, "-n", "40", "-s", seed).out for seed in ("1", "1", "2")}
     assert len(texts) == 2

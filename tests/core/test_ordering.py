@@ -13,18 +13,20 @@ from numpy.typing import NDArray
 
 from bestiary.backend import Backend, Limits
 from bestiary.checkpoint import Checkpoint
+from bestiary.encoding import Encoding
 from bestiary.errors import BestiaryError
 from bestiary.graph import Graph, Past, Trace
 from bestiary.guard import calling
 from bestiary.guarded_checkpoint import GuardedTensor, guarded
-from bestiary.ordering import in_order
+from bestiary.ordering import Decoded, in_order
 from bestiary.past import compiled, needed
-from bestiary.tensor import ArrayTensor, Ordered, Tensor
+from bestiary.tensor import ArrayTensor, BlockTensor, Ordered, Tensor
 from bestiary.testing.tiny import LIMITS, Piece, Runs, Shuffled, random_ids, random_weights, shuffled
 from bestiary.transform import Join, JoinColumns, Permute, Regroup, Split, SplitColumns, Stack, Transpose, Unstack
 from bestiary_plugins.backends.numpy import NumpyBackend
 
 WIDTH, VOCABULARY = 12, 20
+NIBBLES = Encoding("signs", 4, (1,), decoder=lambda rows, columns: np.ones((len(rows), columns), np.float32))
 Floats = NDArray[np.float32]
 
 
@@ -76,6 +78,28 @@ def test_parts_of_other_orders_have_none_together_and_what_acts_on_columns_offer
     for tensor in (*SplitColumns((4, 8)).apply([made]), *JoinColumns((12, 12)).apply([made, made]),
                    *Transpose().apply([made])):
         assert tensor.ordered is None
+
+
+def test_what_a_weight_was_quantized_as_is_known_wherever_its_rows_and_columns_go() -> None:
+    codes = BlockTensor(np.zeros((4, 3), np.uint8), (4, 12), NIBBLES)
+    made = Shuffled(codes, order())
+    assert codes.quantized_as == made.quantized_as == NIBBLES
+    assert weight(8).quantized_as is None and ArrayTensor(made.array()).quantized_as is None
+    other = Shuffled(codes, order(1))
+    (joined,), (mixed,) = (Join((4, 4)).apply(parts) for parts in ([made, other], [ArrayTensor(made.array()), made]))
+    for tensor in (joined, mixed, Decoded(made), GuardedTensor(made, "w", calling("loader x", "open")),
+                   *(tensor for transform in (Permute((3, 1, 2, 0)), Split((1, 3)), SplitColumns((4, 8)), Transpose())
+                     for tensor in transform.apply([made])), *Stack(2).apply([made, made]),
+                   *JoinColumns((12, 12)).apply([made, other])):
+        assert tensor.quantized_as == NIBBLES and not tensor.encoding.quantized
+
+
+def test_a_loader_s_bad_word_on_what_was_quantized_is_refused_by_name() -> None:
+    class Wrong(ArrayTensor):
+        quantized_as = "q4"  # type: ignore[assignment]
+
+    with pytest.raises(BestiaryError, match="tensor w: loader x gives str 'q4' as the encoding that it was quantized"):
+        GuardedTensor(Wrong(np.zeros((3, 4), np.float32)), "w", calling("loader x", "open")).quantized_as  # noqa: B018
 
 
 def graph(tied: bool = False) -> Graph:

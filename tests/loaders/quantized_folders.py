@@ -98,7 +98,7 @@ def others(rng: np.random.Generator) -> dict[str, Stored]:
 
 def write(folder: Path, pack: Pack, section: Mapping[str, Any] | None, seed: int = 0,
           more: Mapping[str, Stored] | None = None) -> Folders:
-    """Both folders. section: quantization_config. more: further tensors of the quantized one."""
+    """Both folders. section: quantization_config. more: further tensors of the quantized one, or others of a name."""
     rng = np.random.default_rng(seed)
     kept = others(rng)
     packed = {f"{LAYER}{name}": pack(rng, *shape) for name, shape in LINEARS.items()}

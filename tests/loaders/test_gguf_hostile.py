@@ -129,6 +129,10 @@ REFUSED = [
     ("a row that no block divides", parts([tensor("a", (2, 33), 8, 0)]), "do not divide its rows of 33"),
     ("an unknown tensor type", parts([tensor("a", (8,), 999, 0)]), "tensor a has the unknown type 999"),
     ("a removed tensor type", parts([tensor("a", (8,), 4, 0)]), "tensor a has the unknown type 4"),
+    *((f"rows in the order of a kernel, {code}", parts([tensor("a", (256,), code, 0)]),
+       f"tensor a is {name}: {plain} with its rows repacked .* removed it; quantize .* anew to {plain}, or run it")
+      for plain, first in (("Q4_0", 31), ("IQ4_NL", 36)) for code, name in (
+          (first, f"{plain}_4_4"), (first + 1, f"{plain}_4_8"), (first + 2, f"{plain}_8_8"))),
     ("nested arrays", parts([], [*key("n", 9), number("inner", "I", 9), number("count", "Q", 1)], 1), "of arrays"),
     ("an unknown value type", parts([], [*key("n", 13), ("x", bytes(8))], 1), "metadata n has the unknown type 13"),
     ("a boolean of 2", parts([], [*key("n", 7), ("x", b"\2")], 1), "neither 0 nor 1"),

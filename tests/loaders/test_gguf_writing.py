@@ -15,9 +15,10 @@ from bestiary.checkpoint import CANONICAL, Checkpoint, TokenizerMaterial, Vocabu
 from bestiary.encoding import BF16, F16, F32, Encoding
 from bestiary.errors import BestiaryError
 from bestiary.host import Host
-from bestiary.tensor import ArrayTensor, BlockTensor, Tensor, encode_plain
+from bestiary.tensor import Absent, ArrayTensor, BlockTensor, Tensor, encode_plain
+from bestiary_plugins.encodings import Q4_K, Q6_K
 from bestiary_plugins.loaders.gguf import open_gguf
-from bestiary_plugins.loaders.gguf_writer import GgufWriter
+from bestiary_plugins.loaders.gguf_writer import GgufWriter, file_type
 
 Q8_0 = Encoding("q8_0", 32, (34,))
 CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
@@ -97,11 +98,36 @@ def test_the_keys_are_those_that_llama_cpp_wants(tmp_path: Path, host: Host) -> 
         "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.ggml.eot_token_id": 3, "tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_space_prefix": True,
         "tokenizer.chat_template": "{{ messages }}"}
-    sizes = {name: weight.nbytes for name, weight in weights().items() if len(weight.shape) > 1}
-    expected["general.file_type"] = {"token_embd.weight": 1, "blk.0.ffn_up.weight": 32, "output.weight": 7}[
-        max(sizes, key=sizes.__getitem__)]
+    expected["general.file_type"] = 7  # of what is quantized: no other program may call it f16
     assert {name: keys[name] for name in expected} == expected
     assert keys["llama.attention.layer_norm_rms_epsilon"] == np.float32(1e-5)
+
+
+def test_the_type_of_a_file_is_kept_while_its_matrices_are_what_they_were(tmp_path: Path, host: Host) -> None:
+    data = bytearray(save(checkpoint(), tmp_path / "x.gguf", host).read_bytes())
+    at = data.index(b"general.file_type") + len(b"general.file_type") + 4
+    assert data[at] == 7
+    for said in (13, 14, 1024):  # Q3_K_L, Q4_K_S, and what a program guessed
+        data[at:at + 4] = said.to_bytes(4, "little")
+        (tmp_path / "x.gguf").write_bytes(data)
+        given = open_gguf(tmp_path / "x.gguf", host)
+        assert contents(save(given, tmp_path / "y.gguf", host, force=True))["general.file_type"] == said
+        vectors = {name: tensor if len(tensor.shape) > 1 else ArrayTensor(np.zeros(tensor.shape, np.float16))
+                   for name, tensor in given.tensors.items()}
+        for tensors, kept in ((vectors, True), ({**vectors, "output.weight": weights()["token_embd.weight"]}, False),
+                              ({**vectors, "further.weight": weights()["output.weight"]}, False),
+                              ({"token_embd.weight": vectors["token_embd.weight"]}, True)):
+            found = contents(save(given.having(tensors=tensors), tmp_path / "y.gguf", host, force=True))
+            assert (found["general.file_type"] == said) == kept
+
+
+@pytest.mark.parametrize(("kinds", "code"), [
+    ([(Q8_0, 2), (F16, 99)], 7), ([(F16, 3), (BF16, 2)], 1), ([(F16, 2), (BF16, 3)], 32), ([(F32, 1)], 0),
+    ([(Q4_K, 4), (Q6_K, 3)], 15), ([(Q4_K, 3), (Q6_K, 4)], 18), ([], 0), ([(Encoding("own", 4, (1,)), 1)], None)])
+def test_the_type_of_a_file_is_that_of_most_quantized_weights(kinds: list[tuple[Encoding, int]],
+                                                              code: int | None) -> None:
+    tensors: dict[str, Tensor] = {f"{i}": Absent((rows, 256), kind) for i, (kind, rows) in enumerate(kinds)}
+    assert file_type({**tensors, "norm": Absent((1 << 20,), F32)}) == code
 
 
 def test_what_is_written_is_read_again(tmp_path: Path, host: Host) -> None:

@@ -11,7 +11,9 @@ import pytest
 
 from bestiary.canonical import to_canonical
 from bestiary.checkpoint import Checkpoint
+from bestiary.convert import types
 from bestiary.errors import BestiaryError
+from bestiary.forecast import PIECE, forecast
 from bestiary.host import Host
 from bestiary.saving import save_as
 from bestiary.testing.tiny import difference
@@ -22,7 +24,7 @@ from tests.loaders import test_quantized_bitsandbytes as bitsandbytes
 from tests.loaders import test_quantized_bytes as floats
 from tests.loaders import test_quantized_gptq as gptq
 from tests.loaders import test_quantized_packed as packed
-from tests.loaders.quantized_folders import Folders, Pack
+from tests.loaders.quantized_folders import Folders, Pack, plain
 
 Scheme = tuple[Pack, dict[str, Any], set[str]]
 SCHEMES: dict[str, Scheme] = {
@@ -111,6 +113,38 @@ def test_integers_with_scales_of_bf16_become_what_others_read_and_lose_nothing(
     said = " ".join(record.message for record in caplog.records)
     assert f"become {type}, code by code" in said and "scales and minimums are what they were" in said
     assert "only Bestiary" not in said
+
+
+@pytest.mark.parametrize("name", ["gptq in groups of 128", "gptq of 8 bits", "compressed-tensors", "awq"])
+@pytest.mark.parametrize("stored", [folders.bf16, lambda values: plain(values.astype(np.float16))])
+def test_norms_are_f32_whatever_they_were_since_llama_cpp_runs_no_others(
+        host: Host, tmp_path: Path, name: str, stored: Callable[[folders.Floats], folders.Stored]) -> None:
+    pack, section, types = SCHEMES[name]
+    values = np.linspace(0.5, 2, folders.WIDTH, dtype=np.float32)
+    norms = ("model.norm.weight", f"{folders.LAYER}input_layernorm.weight")
+    made = folders.write(tmp_path / "made", pack, section, more={norm: stored(values) for norm in norms})
+    save_as(made.quantized, tmp_path / "m.gguf", None, host)
+    before, after = host.open(made.quantized).tensors, host.open(tmp_path / "m.gguf").tensors
+    for norm, canonical_name in zip(norms, ("output_norm.weight", "blk.0.attn_norm.weight"), strict=True):
+        assert before[norm].encoding.name != "f32" and after[canonical_name].encoding.name == "f32"
+        assert np.array_equal(after[canonical_name].array(), before[norm].array())
+    assert after["blk.0.ffn_up.weight"].encoding.name in types
+
+
+@pytest.mark.parametrize("name", [*SCHEMES, "with scales of bf16"])
+@pytest.mark.filterwarnings("ignore")
+def test_the_plan_for_what_it_is_says_what_a_conversion_without_a_type_makes(
+        host: Host, tmp_path: Path, name: str) -> None:
+    pack, section, _ = {**SCHEMES, "with scales of bf16": (packed.packer(), packed.section(), set[str]())}[name]
+    norm = folders.bf16(np.ones(folders.WIDTH, np.float32))
+    made = folders.write(tmp_path / "made", pack, section, more={"model.norm.weight": norm})
+    row = next(row for row in forecast(made.quantized, host)["types"] if row["type"] == "as it is")
+    saved = save_as(made.quantized, tmp_path / "m.gguf", None, host)
+    assert row["types"] == saved.types
+    assert abs(row["bytes"] - PIECE * folders.VOCABULARY - saved.bytes) <= 32  # of a tokenizer that there is none of
+    assert (row["runs_as"] is not None) == (name in ("gptq with act-order", "with scales of bf16"))
+    for kind in (row["runs_as"] or row["types"]).keys() - {"f32"}:  # of which there is the norm too
+        assert kind in types(host.open(made.quantized)) or "act-order" in name
 
 
 @pytest.mark.parametrize("name", ["gptq with zeros", "fp8", "nf4"])

@@ -13,9 +13,12 @@ import pytest
 import bestiary
 from bestiary.backend import Plan
 from bestiary.canonical import to_canonical
+from bestiary.convert import types
 from bestiary.errors import BestiaryError
 from bestiary.forecast import forecast
 from bestiary.host import Host, HostSettings
+from bestiary.inspection import inspect
+from bestiary.merge import plain as plain_base
 from bestiary.past import needed
 from bestiary.saving import save_as
 from bestiary.tensor import Ordered
@@ -130,7 +133,8 @@ def test_inspect_plan_says_what_it_takes_as_it_is(tmp_path: Path, host: Host) ->
         made = gptq_folder(tmp_path / str(order), order=order)
         rows.append({row["type"]: row for row in forecast(made.quantized, host)["types"]})
     one, other = (by_type["as it is"] for by_type in rows)
-    assert one["types"] == other["types"] and one["bytes"] == other["bytes"]
+    assert one["types"] == rows[0]["f16"]["types"] and one["bytes"] == rows[0]["f16"]["bytes"]  # no file holds an order
+    assert one["runs_as"] == other["types"] and other["runs_as"] is None
     assert other["run_bytes"] < one["run_bytes"] < rows[0]["f16"]["run_bytes"]  # with inputs in another order
 
 
@@ -147,7 +151,7 @@ def test_a_model_is_loaded_so_or_in_the_type_that_is_asked_for(tmp_path: Path, h
         np.testing.assert_array_less(difference(model.logits(ids), kept), 0.02)
     assert [record.message for record in caplog.records if "act-order" in record.message] == [
         "the groups of 7 weights are runs only in another order of their columns (act-order), which is lost on the way "
-        "to f16: they are decoded to f16"]
+        "to f16: they become f16"]
 
 
 def test_a_conversion_decodes_and_says_so(tmp_path: Path, host: Host, caplog: pytest.LogCaptureFixture) -> None:
@@ -156,17 +160,22 @@ def test_a_conversion_decodes_and_says_so(tmp_path: Path, host: Host, caplog: py
         save_as(made.quantized, tmp_path / "folder", "f32", host, format="huggingface")
     assert [record.message for record in caplog.records if "act-order" in record.message] == [
         "the groups of 7 weights are runs only in another order of their columns (act-order), which no file holds: "
-        "they are decoded to f16"]
+        "they become f32"]
     folders.check_values(host.open(tmp_path / "folder"), made.values)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         save_as(made.quantized, tmp_path / "m.gguf", None, host)
-    assert [record.message.partition("decoded ")[2] for record in caplog.records if "act-order" in record.message] == [
-        "to f16; --outtype TYPE makes them smaller"]
+    assert [record.message.partition("they become ")[2] for record in caplog.records if "act-order" in record.message
+            ] == ["f16; --outtype TYPE --allow-requantize makes them smaller"]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        save_as(made.quantized, tmp_path / "m.gguf", "q8_0", host, force=True, requantize=True)
+    assert [record.message.partition("they become ")[2] for record in caplog.records if "act-order" in record.message
+            ] == ["q8_0"]
 
 
-def test_groups_of_uneven_sizes_are_decoded_and_said_once(tmp_path: Path, host: Host,
-                                                          caplog: pytest.LogCaptureFixture) -> None:
+def uneven_folder(path: Path) -> Folders:
+    """Groups that are runs of so many inputs in no order."""
     def pack(rng: np.random.Generator, outputs: int, inputs: int) -> Packed:
         given = gptq.packer(4, 32, True, True, True)(rng, outputs, inputs)
         index = given.parts[".g_idx"][1].copy()
@@ -177,12 +186,55 @@ def test_groups_of_uneven_sizes_are_decoded_and_said_once(tmp_path: Path, host: 
         values = values.astype(np.float16).astype(np.float32)
         return Packed({**given.parts, ".g_idx": plain(index)}, np.ascontiguousarray(values.T))
 
-    made = folders.write(tmp_path, pack, gptq.section(4, 32, True, True, True))
+    return folders.write(path, pack, gptq.section(4, 32, True, True, True))
+
+
+def test_codes_in_another_order_are_quantized_again_only_by_leave(tmp_path: Path, host: Host) -> None:
+    for name, made, codes in (
+            ("gptq", gptq_folder(tmp_path / "gptq", 4, 32, True), "q4_0"),
+            ("uneven", uneven_folder(tmp_path / "uneven"), "q4_0"),
+            ("compressed", folders.write(tmp_path / "compressed", packed.packer(4, 32, True, "float16", True),
+                                         packed.section(4, 32, True, actorder="group")), "q4_0"),
+            ("straight", gptq_folder(tmp_path / "straight", 4, 32, False, False), "uint4_f16_32")):
+        for kind in ("q8_0", "q5_1"):
+            decoded = ", decoded to f16," if name != "straight" else ""
+            with pytest.raises(BestiaryError, match=f"already: blk.0.attn_q.weight from {codes}{decoded} to {kind} and "
+                                                    "6 more.*--allow-requantize"):
+                save_as(made.quantized, tmp_path / f"{name}.gguf", kind, host)
+        save_as(made.quantized, tmp_path / f"{name}.gguf", "q8_0", host, requantize=True)
+        save_as(made.quantized, tmp_path / f"{name}.gguf", "f32", host, force=True)
+
+
+def test_what_was_quantized_is_no_base_to_merge_with_in_whatever_order(tmp_path: Path, host: Host) -> None:
+    for made in (gptq_folder(tmp_path / "a"), uneven_folder(tmp_path / "b")):
+        weight = host.open(made.quantized).tensors["model.layers.0.mlp.up_proj.weight"]
+        with pytest.raises(BestiaryError, match="is (uint4_f16_32|q4_0); merging wants the model before it was quanti"):
+            plain_base("w", weight, host.open(made.quantized))
+
+
+def test_inspect_and_what_runs_name_the_type_that_is_held(tmp_path: Path, host: Host) -> None:
+    made, straight = gptq_folder(tmp_path / "a", 4, 64, True), gptq_folder(tmp_path / "b", 4, 64, True, order=False)
+    one, other = (inspect(path, host) for path in (made.quantized, straight.quantized))
+    for key in ("types", "kinds", "bits_per_weight", "weight_bytes"):
+        assert one[key] == other[key]
+    assert one["types"]["q4_0"]["tensors"] == 7
+    for backend, held_as in (("cpu", "q4_0"), ("numpy", "q4_0" if host.backends["numpy"].orders else "f16")):
+        with bestiary.load(made.quantized, backend, host=host) as model:
+            assert types(model.held)[held_as]["tensors"] == 7
+    with bestiary.load(made.quantized, type="f16", host=host) as model:
+        assert types(model.held)["f16"]["tensors"] == 9  # with the embedding and the output matrix
+    assert inspect(uneven_folder(tmp_path / "c").quantized, host)["types"]["f16"]["tensors"] == 7
+
+
+def test_groups_of_uneven_sizes_are_decoded_and_said_once(tmp_path: Path, host: Host,
+                                                          caplog: pytest.LogCaptureFixture) -> None:
+    made = uneven_folder(tmp_path)
     with caplog.at_level(logging.WARNING):
         folders.check_values(host.open(made.quantized), made.values)
     assert [record.message for record in caplog.records] == [
         f"{made.quantized}: the groups of 7 weights are no runs of group_size inputs in any order (desc_act), which no "
-        "layout describes: they are decoded to f16; `convert --outtype q8_0` makes them smaller"]
+        "layout describes: they are decoded to f16; `convert --outtype q8_0 --allow-requantize` makes them "
+        "smaller"]
     folders.check_logits(made, host)
 
 

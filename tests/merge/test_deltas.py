@@ -18,7 +18,8 @@ from bestiary.errors import BestiaryError
 from bestiary.host import Host
 from bestiary.merge import Sum, merged
 from bestiary.saving import save_as
-from bestiary.tensor import ArrayTensor
+from bestiary.tensor import ArrayTensor, BlockTensor
+from bestiary_plugins.encodings import Q4_K
 from tests.cli.conftest import Cli
 from tests.loaders.conftest import TorchFiles
 
@@ -239,6 +240,18 @@ def test_a_base_that_does_not_fit_is_refused_in_words(zoo: Zoo, host: Host, cli:
         done = cli(*line)
         assert done.status == 1 and done.err.count("\n") == 1 and words in done.err
         assert not out.exists() and not list(zoo.folder.glob("*.part*"))
+
+
+def test_a_delta_of_a_type_that_nobody_writes_is_refused_for_what_it_is(zoo: Zoo, host: Host, cli: Cli) -> None:
+    base = zoo.base()
+    blocks = {name: BlockTensor(np.zeros((tensor.rows, Q4_K.row_bytes(256)), np.uint8), (*tensor.shape[:-1], 256), Q4_K)
+              if len(tensor.shape) > 1 else tensor
+              for name, tensor in to_canonical(host.open(base), host.architectures["llama"])[0].tensors.items()}
+    made = to_canonical(host.open(base), host.architectures["llama"])[0].having(tensors=blocks)
+    host.writers["gguf"].save(made, zoo.folder / "k.gguf", host)
+    done = cli("merge", "--base", base, "--delta", zoo.folder / "k.gguf", "--target", zoo.folder / "out.gguf")
+    assert done.status == 1 and done.err.count("\n") == 1
+    assert "is q4_k; merging wants the model before it was quantized" in done.err
 
 
 def test_another_model_of_the_same_sizes_is_said_once_and_not_refused(zoo: Zoo, host: Host, cli: Cli) -> None:

@@ -69,7 +69,7 @@ def bench(
     for_prompts = options.usable(threads_batch, "-tb")
     rows: list[dict[str, Any]] = []
     timed = []
-    with terminal.aside(as_json), contextlib.ExitStack() as stack:
+    with terminal.aside(as_json), terminal.said_once(), contextlib.ExitStack() as stack:
         path = options.model_path(host, model)
 
         def measure(count: int | None, prompts: Sequence[int], predicts: Sequence[int]) -> None:
@@ -91,7 +91,7 @@ def bench(
                             count or options.whole(facts.get("threads")),
                             "tokens_per_second": measured.tokens_per_second, "runs": list(measured.runs),
                             "depth": measured.depth, "sequences": measured.sequences, "model": str(path),
-                            "type": main_type(loaded.checkpoint), "backend": loaded.backend.name,
+                            "type": main_type(loaded.held), "backend": loaded.backend.name,
                             "isa": facts.get("isa"), "batch": limits.batch, "cache_type_k": limits.cache_type_k,
                             "cache_type_v": limits.cache_type_v})
 

@@ -33,4 +33,13 @@ def text(facts: dict[str, Any]) -> str:
          {None: "unknown", True: "yes", False: "no"}[row["fits"]]] for row in facts["types"])]
     said = [one_line(facts["path"]), *(f"  {key:<{wide}}{one_line(value)}" for key, value in lines), "",
             *terminal.table(rows).split("\n")]
+    said += [line for row in facts["types"] if (line := other_than_written(row))]
     return "\n".join(map(printable, said))
+
+
+def other_than_written(row: dict[str, Any]) -> str | None:
+    """A line where a row runs in other types than those in which it is written."""
+    if row["runs_as"] is None:
+        return None
+    runs, written = terminal.type_counts(row["runs_as"]), terminal.type_counts(row["types"])
+    return f"{row['type']}: it runs as {runs}; `convert` without a type makes a file of {written}"

@@ -49,6 +49,5 @@ def output_and_type(host: Host, words: list[str]) -> tuple[str | None, str]:
 
 
 def is_type(host: Host, word: str) -> bool:
-    """Whether the word names a type, one that is no more included."""
-    retired = {name.casefold() for quantizer in host.quantizers.values() for name in quantizer.retired}
-    return word in host.quantizers or word.casefold() in retired
+    """Whether the word names a type, one that is no more or not written yet included."""
+    return word in host.quantizers or host.quantizers.why_not(word) is not None

@@ -169,7 +169,7 @@ def figures(session: Session, load_seconds: float) -> None:
     if not session.figures.prefill_tokens:
         return
     model, limits = session.model, session.model.plan.limits
-    counts = types(model.checkpoint)
+    counts = types(model.held)
     held = sum(entry["bytes"] for entry in counts.values())
     cache = "/".join(dict.fromkeys((limits.cache_type_k, limits.cache_type_v)))
     how = model.facts()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -13,6 +14,26 @@ from bestiary.backend import Progress
 
 PATIENCE = 0.3
 """Seconds; what is done sooner needs no bar."""
+
+
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    """What the log said before in the block is not said again: a model that is loaded several times has one story."""
+    said: set[str] = set()
+
+    def new(record: logging.LogRecord) -> bool:
+        line = record.getMessage()
+        if line in said:
+            return False
+        said.add(line)
+        return True
+
+    log = logging.getLogger("bestiary")
+    log.addFilter(new)
+    try:
+        yield
+    finally:
+        log.removeFilter(new)
 
 
 @contextlib.contextmanager

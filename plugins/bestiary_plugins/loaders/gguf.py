@@ -73,7 +73,7 @@ def open_gguf(path: Path, host: Host) -> Checkpoint:
     if (planes := metadata.text(PLANES_KEY)) is not None:
         tensors = join_planes(planes, tensors, host.encodings, f"{path}: metadata {PLANES_KEY}")
     return Checkpoint(path, read_config(metadata, tokenizer, tensors, host), tensors, CANONICAL, tokenizer,
-                      other_facts(metadata), (open_gguf, (path, host)))
+                      {**other_facts(metadata), **file_type(metadata, tensors)}, (open_gguf, (path, host)))
 
 
 def other_parts(file: DataFile, header: Header) -> list[tuple[DataFile, Header]]:
@@ -152,7 +152,29 @@ def other_facts(metadata: Metadata) -> dict[str, Any]:
             and (fact := plain(value)) is not None}
 
 
-FILE_FACTS = ("general.alignment", "general.file_type", "general.quantization_version")
+class FileType(int):
+    """general.file_type, which names a mix of types (Q4_K_M), and the types of the matrices that it is said of: whoever
+    writes these again may say it again."""
+
+    types: Mapping[str, str]
+
+    def still(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether these are matrices of that file, in their types."""
+        return all(self.types.get(name) == tensor.encoding.name for name, tensor in tensors.items()
+                   if len(tensor.shape) > 1)
+
+
+def file_type(metadata: Metadata, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    value = metadata.get(FILE_TYPE)
+    if value is None or value.kind != "u32":
+        return {}
+    found = FileType(int(value.value))
+    found.types = {name: tensor.encoding.name for name, tensor in tensors.items() if len(tensor.shape) > 1}
+    return {FILE_TYPE: found}
+
+
+FILE_TYPE = "general.file_type"
+FILE_FACTS = ("general.alignment", FILE_TYPE, "general.quantization_version")
 
 
 def plain(value: Value) -> Any:

@@ -24,6 +24,7 @@ from bestiary_plugins.loaders.gguf_types import (
     SCALARS,
     STRING,
     TENSOR_TYPES,
+    unknown_type,
 )
 from bestiary_plugins.loaders.git_lfs import refuse_pointer
 
@@ -194,7 +195,7 @@ def byte_size(file: DataFile, entry: TensorEntry) -> int:
     """Bytes of a tensor. Raises BestiaryError where its type has no known size or does not divide its rows."""
     kind = TENSOR_TYPES.get(entry.code)
     if kind is None:
-        raise BestiaryError(f"{file.path}: tensor {entry.name} has the unknown type {entry.code}")
+        raise BestiaryError(f"{file.path}: tensor {entry.name} {unknown_type(entry.code)}")
     if entry.shape[-1] % kind.block_size:
         raise BestiaryError(f"{file.path}: tensor {entry.name} is {kind.spelling}, whose blocks of {kind.block_size} "
                             f"do not divide its rows of {entry.shape[-1]}")

@@ -51,14 +51,17 @@ TENSOR_TYPES = {code: TensorType(*row) for code, row in {
     30: ("bf16", 1, 2), 34: ("tq1_0", 256, 54), 35: ("tq2_0", 256, 66), 39: ("mxfp4", 32, 17), 40: ("nvfp4", 64, 36),
     41: ("q1_0", 128, 18), 42: ("q2_0", 64, 18),
 }.items()}
-"""Every type code there is. One is read and written as soon as an encoding of its name and sizes is there."""
+"""Every type code of today. One is read and written as soon as an encoding of its name and sizes is there."""
+REPACKED = {31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
+"""Codes of files of 2024, before llama.cpp put rows in the order of its kernels while loading; it refuses them now."""
 TENSOR_CODES = {kind.name: code for code, kind in TENSOR_TYPES.items()}
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 12,
               "q4_k": 15, "q5_k": 17, "q6_k": 18, "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq1_s": 24, "iq4_nl": 25,
               "iq3_s": 26, "iq2_s": 28, "iq4_xs": 30, "iq1_m": 31, "bf16": 32, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38,
               "nvfp4": 39, "q1_0": 40, "q2_0": 41}
-"""The encoding that most weights have -> general.file_type, a number space of its own."""
+"""The encoding that most quantized weights have -> general.file_type, a number space of its own: the usual one of
+several mixes."""
 
 
 def decode_i8(rows: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
@@ -73,6 +76,16 @@ I8 = Encoding("i8", 1, (1,), decoder=decode_i8)
 OWN = {**PLAIN, I8.name: I8}
 
 
+def unknown_type(code: int) -> str:
+    """What is said of a tensor with a code that is none of today's."""
+    if code not in REPACKED:
+        return f"has the unknown type {code}"
+    name = REPACKED[code]
+    plain = name.rsplit("_", 2)[0]
+    return f"is {name}: {plain} with its rows repacked for some processors, as llama.cpp wrote it in 2024 and " \
+        f"removed it; quantize the model's source anew to {plain}, or run it with a llama.cpp of that time"
+
+
 def encoding_of(code: int, known: Mapping[str, Encoding], what: str) -> Encoding:
     """The encoding of a type code, among those `known` by name. Raises BestiaryError, naming `what` has that type."""
     kind = TENSOR_TYPES.get(code)
@@ -81,9 +94,9 @@ def encoding_of(code: int, known: Mapping[str, Encoding], what: str) -> Encoding
         fitting = [one for one in alike(kind.name, known) if fits(one, kind)]
         encoding = OWN.get(kind.name) or (fitting[0] if len(fitting) == 1 else known.get(kind.name))
     if kind is None or encoding is None:
-        shown = f"of the unknown type {code}" if kind is None else f"{kind.spelling}, which is not read yet"
+        shown = unknown_type(code) if kind is None else f"is {kind.spelling}, which is not read yet"
         readable = ", ".join(kind.spelling for kind in TENSOR_TYPES.values() if kind.name in OWN or kind.name in known)
-        raise BestiaryError(f"{what} is {shown}; known: {readable}")
+        raise BestiaryError(f"{what} {shown}; known: {readable}")
     if not fits(encoding, kind):
         raise BestiaryError(f"{what} is {kind.spelling}, in blocks of {kind.block_size} weights and {kind.block_bytes} "
                             f"bytes; the encoding of that name here has {encoding.block_size} and "

@@ -24,7 +24,7 @@ from bestiary.layout_json import check_addresses
 from bestiary.loader import Writer
 from bestiary.readahead import read_ahead
 from bestiary.tensor import Tensor
-from bestiary_plugins.loaders.gguf import CONFIG_KEY, FILE_FACTS, PLANES_KEY
+from bestiary_plugins.loaders.gguf import CONFIG_KEY, FILE_FACTS, FILE_TYPE, PLANES_KEY, FileType
 from bestiary_plugins.loaders.gguf_config import to_keys
 from bestiary_plugins.loaders.gguf_header import MOST_DIMENSIONS
 from bestiary_plugins.loaders.gguf_layout import describe, plane_name, plane_shape, to_json
@@ -125,7 +125,7 @@ def metadata_of(checkpoint: Checkpoint, host: Host) -> Keys:
         **{key: (kind_of(value), value) for key, value in checkpoint.metadata.items()
            if key.startswith(("general.", f"{family.file_name}.")) and key not in decided
            and kind_of(value) is not None},
-        "general.file_type": ("u32", file_type(tensors)),
+        FILE_TYPE: ("u32", file_type(tensors, checkpoint.metadata.get(FILE_TYPE))),
         "general.quantization_version": ("u32", 2),
         **to_keys(config, table, family.file_name),
     }
@@ -173,13 +173,17 @@ def kind_of(value: Any) -> Any:
     return {bool: "bool", float: "f32", str: "str"}.get(type(value))
 
 
-def file_type(tensors: Mapping[str, Tensor]) -> int | None:
-    """The type that most bytes of matrices have."""
-    sizes: dict[str, int] = {}
+def file_type(tensors: Mapping[str, Tensor], before: object = None) -> int | None:
+    """What the file said that the matrices come from, where it still holds; else the type of most weights of those that
+    are quantized, or where none is of all."""
+    if isinstance(before, FileType) and before.still(tensors):
+        return before
+    weights: dict[tuple[bool, str], int] = {}
     for tensor in tensors.values():
         if len(tensor.shape) > 1:
-            sizes[tensor.encoding.name] = sizes.get(tensor.encoding.name, 0) + tensor.nbytes
-    return FILE_TYPES.get(max(sizes, key=sizes.__getitem__)) if sizes else 0
+            kind = tensor.encoding.quantized, tensor.encoding.name
+            weights[kind] = weights.get(kind, 0) + tensor.rows * tensor.columns
+    return FILE_TYPES.get(max(weights, key=lambda kind: (kind[0], weights[kind]))[1]) if weights else 0
 
 
 def header_of(keys: Keys, pieces: list[tuple[str, tuple[int, ...], int]]) -> tuple[bytes, list[int]]:

@@ -24,6 +24,8 @@ class QuantizerQ4_0(Quantizer):
     keeps = (("output.weight", "q8_0"),)
     retired = {name: f"it was q4_{kind} in spring 2023 and is gone; q4_0 has its size" for name, kind in (
         ("5", 2), ("q4_2", 2), ("6", 3), ("q4_3", 3))}
+    retired |= {name: "a mix of types that are read and run, and not written yet" for name in (
+        "iq2_m", "iq3_m", "iq3_xs")}
 
     def quantize(self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
         # The scale follows from the block's largest weight alone: importance has no say.

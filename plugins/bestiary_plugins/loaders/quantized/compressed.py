@@ -131,8 +131,8 @@ def read_packed(schemes: Sequence[Scheme], parts: Parts) -> None:
         parts.give(f"{module}.weight_packed", tensor.name, tensor)
     if decoded:
         log.warning("%s: the groups of %d weights are no runs of group_size inputs in any order (actorder), which no "
-                    "layout describes: they are decoded; `convert --outtype q8_0` makes them smaller", parts.folder,
-                    decoded)
+                    "layout describes: they are decoded; `convert --outtype q8_0 --allow-requantize` makes them "
+                    "smaller", parts.folder, decoded)
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,10 @@ class Packed(Tensor):
         weight = self._weight
         moved = None if weight.order is None else columns_by_group(weight.order, weight.layout.group)
         return None if moved is None else Ordered(Packed(self.name, replace(weight, order=None, moved=moved)), moved)
+
+    @property
+    def quantized_as(self) -> Encoding:
+        return self._weight.layout.encoding
 
     def read(self, start: int, stop: int) -> Bytes:
         weight = self._weight

@@ -77,7 +77,8 @@ def read_gptq(settings: Settings, parts: Parts) -> None:
         drop_zeros(parts, f"{module}.bias")
     for name, count in decoded.items():
         log.warning("%s: the groups of %d weights are no runs of group_size inputs in any order (desc_act), which no "
-                    "layout describes: they are decoded to %s; `convert --outtype q8_0` makes them smaller",
+                    "layout describes: they are decoded to %s; `convert --outtype q8_0 "
+                    "--allow-requantize` makes them smaller",
                     parts.folder, count, name)
 
 
@@ -166,7 +167,8 @@ def tensor_of(name: str, weight: Weight, panels: Panels) -> Transposed:
     moved = None if weight.order is None else columns_by_group(weight.order, weight.layout.group)
     offer = None if moved is None else Ordered(
         tensor_of(name, replace(weight, order=None, moved=moved), panels), moved)
-    return Transposed(name, (weight.outputs, weight.inputs), weight.encoding, panels, weight.load, weight.fill, offer)
+    return Transposed(name, (weight.outputs, weight.inputs), weight.encoding, panels, weight.load, weight.fill, offer,
+                      weight.layout.encoding)
 
 
 def take(parts: Parts, module: str, formats: Sequence[Format]) -> Weight:

@@ -67,14 +67,19 @@ class Transposed(Tensor):
 
     def __init__(self, name: str, shape: tuple[int, int], encoding: Encoding, panels: Panels,
                  load: Callable[[int, int], Panel], fill: Callable[[Panel, int, int], Bytes],
-                 offer: Ordered | None = None) -> None:
+                 offer: Ordered | None = None, codes: Encoding | None = None) -> None:
+        """codes: what `fill` decodes, where it does."""
         self.shape, self.encoding, self.name = shape, encoding, name
-        self._panels, self._load, self._fill, self._offer = panels, load, fill, offer
+        self._panels, self._load, self._fill, self._offer, self._codes = panels, load, fill, offer, codes
         self._step = max(PANEL_BYTES // self.row_bytes // ALIGNED, 1) * ALIGNED
 
     @property
     def ordered(self) -> Ordered | None:
         return self._offer
+
+    @property
+    def quantized_as(self) -> Encoding | None:
+        return self._codes or super().quantized_as
 
     def read(self, start: int, stop: int) -> Bytes:
         if not 0 <= start <= stop <= self.rows:
