@@ -17,7 +17,7 @@ from bestiary.guard import calling
 from bestiary.tensor import Ordered, Tensor, rows_of
 
 FIELDS: Mapping[str, type] = {"path": Path, "config": Mapping, "tensors": Mapping, "naming": str,
-                              "tokenizer": TokenizerMaterial, "metadata": Mapping}
+                              "tokenizer": TokenizerMaterial, "metadata": Mapping, "spare": frozenset}
 MATERIAL: Mapping[str, tuple[type, ...]] = {
     "files": (Mapping,), "vocabulary": (Vocabulary, type(None)), "bos": (int, type(None)), "eos": (int, type(None)),
     "ends": (tuple,), "chat_template": (str, type(None))}

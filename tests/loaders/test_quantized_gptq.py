@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
+from bestiary.canonical import to_canonical
 from bestiary.errors import BestiaryError
 from bestiary.host import Host
 from tests.loaders import quantized_folders as folders
@@ -173,11 +175,29 @@ def test_files_of_torch_and_files_of_other_names_are_read_too(tmp_path: Path, ho
 def test_biases_of_zeros_that_old_programs_wrote_are_left_out(tmp_path: Path, host: Host) -> None:
     bias = f"{folders.LAYER}mlp.up_proj.bias"
     made = folders.write(tmp_path, packer(), section(), more={bias: plain(np.zeros(folders.FORWARD, np.float16))})
-    assert bias not in host.open(made.quantized).tensors
     folders.check_logits(made, host)
+    checkpoint = host.open(made.quantized)
+    canonical, _ = to_canonical(checkpoint, host.architecture_of(checkpoint.config, checkpoint.tokenizer))
+    assert bias in checkpoint.tensors and not any(name.endswith("bias") for name in canonical.tensors)
     other = folders.write(tmp_path / "other", packer(), section(),
                           more={bias: plain(np.ones(folders.FORWARD, np.float16))})
-    assert bias in host.open(other.quantized).tensors
+    with pytest.raises(BestiaryError, match="tensor.* missing"):
+        folders.plan_of(other.quantized, host, "numpy")
+
+
+@pytest.mark.parametrize("zeros", ["q", "qkv", "qkvo"])
+def test_biases_of_zeros_stay_where_the_model_has_them(tmp_path: Path, host: Host, zeros: str) -> None:
+    rng = np.random.default_rng(4)
+    sizes = {"q": folders.WIDTH, "k": folders.WIDTH // 2, "v": folders.WIDTH // 2, "o": folders.WIDTH}
+    more = {f"{folders.LAYER}self_attn.{part}_proj.bias": (rng.standard_normal(size) * (part not in zeros)).astype("f4")
+            for part, size in sizes.items() if part in zeros + "qkv"}
+    made = folders.write(tmp_path, packer(), section(), more={name: plain(bias) for name, bias in more.items()})
+    for folder in (made.quantized, made.plain):
+        config = {**json.loads((folder / "config.json").read_text()), "model_type": "qwen2", "architectures": []}
+        (folder / "config.json").write_text(json.dumps(config))
+    known = {name: bias for name, bias in more.items() if "o_proj" not in name}  # for which the family has a place
+    save_file({**load_file(made.plain / "model.safetensors"), **known}, made.plain / "model.safetensors")
+    folders.check_logits(made, host)
 
 
 @pytest.mark.parametrize(("changed", "said"), [

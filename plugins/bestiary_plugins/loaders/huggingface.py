@@ -107,8 +107,9 @@ def open_huggingface(path: Path) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
     config = read_config(folder)
     tensors = folder_tensors(folder) if path.is_dir() else file_tensors(path)
-    config, tensors = read_quantized(folder, config, tensors)
-    return Checkpoint(path, config, tensors, NAMING, folder_material(folder), source=(open_huggingface, (path,)))
+    read = read_quantized(folder, config, tensors)
+    return Checkpoint(path, read.config, read.tensors, NAMING, folder_material(folder),
+                      source=(open_huggingface, (path,)), spare=read.spare)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

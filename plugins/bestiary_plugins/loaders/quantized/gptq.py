@@ -9,6 +9,7 @@ the group of each input. weight[o, i] = scales[g, o] * (code - zero[g, o]), g = 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,24 +69,34 @@ def read_gptq(settings: Settings, parts: Parts) -> None:
     """Puts weights in place of their parts."""
     formats, panels = read_formats(settings), Panels()
     decoded: dict[str, int] = {}
+    modules: list[str] = []
     for module in parts.ending(".qweight"):
         weight = take(parts, module, formats)
         tensor = tensor_of(f"{module}.weight", weight, panels)
         if weight.order is not None and tensor.ordered is None:
             decoded[weight.encoding.name] = decoded.get(weight.encoding.name, 0) + 1
         parts.give(f"{module}.qweight", tensor.name, tensor)
-        drop_zeros(parts, f"{module}.bias")
+        modules.append(module)
+    parts.spare |= zero_biases(parts, modules)
     for name, count in decoded.items():
         log.warning("%s: the groups of %d weights are no runs of group_size inputs in any order (desc_act), which no "
                     "layout describes: they are decoded to %s; `convert --outtype q8_0` makes them smaller",
                     parts.folder, count, name)
 
 
-def drop_zeros(parts: Parts, name: str) -> None:
-    """Programs of 2023 wrote a bias for every weight: of zeros, where the model has none."""
-    bias = parts.left.get(name)
-    if bias is not None and len(bias.shape) == 1 and not bias.array().any():
-        parts.drop(name)
+def zero_biases(parts: Parts, modules: Sequence[str]) -> set[str]:
+    """Programs of 2023 wrote a bias for every weight: of zeros, in all layers, where the model has none."""
+    alike: dict[str, set[str]] = {}
+    filled: set[str] = set()
+    for name in (f"{module}.bias" for module in modules):
+        bias = parts.left.get(name)
+        if bias is None or len(bias.shape) != 1:
+            continue
+        in_all_layers = re.sub("[0-9]+", "*", name)
+        alike.setdefault(in_all_layers, set()).add(name)
+        if bias.array().any():
+            filled.add(in_all_layers)
+    return set[str]().union(*(names for kind, names in alike.items() if kind not in filled))
 
 
 @dataclass(frozen=True)

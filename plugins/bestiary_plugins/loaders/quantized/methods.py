@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bestiary.errors import BestiaryError, short
 from bestiary.strict_json import read_object
@@ -34,10 +34,18 @@ SIGNS = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".S
 """Ends of names of parts."""
 
 
+class Unquantized(NamedTuple):
+    """The config without what it says of quantization, the tensors under the names that they would have without it, and
+    the names of the spare ones (see Checkpoint)."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    spare: frozenset[str] = frozenset()
+
+
 def read_quantized(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor],
-                   ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config without what it says of quantization, and the tensors under the names that they would have without
-    it. Raises BestiaryError for a method or an option that is not read, and for tensors that do not fit together."""
+                   ) -> Unquantized:
+    """Raises BestiaryError for a method or an option that is not read, and for tensors that do not fit together."""
     part = next((name for name in tensors if name.endswith(SIGNS)), None)
     settings = read_settings(folder, config, part is not None)
     plain = {key: value for key, value in config.items() if key not in (QUANTIZATION, OLD_NAME)}
@@ -45,12 +53,12 @@ def read_quantized(folder: Path, config: dict[str, Any], tensors: dict[str, Tens
         if part is not None:
             raise BestiaryError(f"{folder}: tensor {part} is part of a quantized weight, and neither config.json "
                                 f"({QUANTIZATION}) nor {' nor '.join(FILES)} says how it is quantized")
-        return plain, tensors
+        return Unquantized(plain, tensors)
     unnamed = "bitsandbytes" if any(settings.values.get(key) for key in LOADED_IN) else ...  # by transformers of 2023
     method = settings.one_of("quant_method", METHODS, unnamed)
     parts = Parts(tensors, folder)
     METHODS[method](settings, parts)
-    return plain, parts.result()
+    return Unquantized(plain, parts.result(), frozenset(parts.spare))
 
 
 def read_settings(folder: Path, config: Mapping[str, Any], files: bool) -> Settings | None:

@@ -17,10 +17,11 @@ MOST_WAYS = 64
 
 
 class Parts:
-    """What is left of a folder's tensors, and the weights made of those that were taken."""
+    """What is left of a folder's tensors, and the weights made of those that were taken. spare: see Checkpoint."""
 
     def __init__(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
         self.left, self.folder = dict(tensors), folder
+        self.spare: set[str] = set()
         self._order = list(tensors)
         self._made: dict[str, tuple[str, Tensor]] = {}  # by the part whose place the weight takes
 
