@@ -101,7 +101,8 @@ def odd_groups() -> Pack:
     return pack
 
 
-def test_a_zero_of_zero_survives_where_it_was_taken_from_the_whole_word(tmp_path: Path, host: Host) -> None:
+def test_a_zero_of_zero_survives_where_it_was_taken_from_the_whole_word(tmp_path: Path, host: Host,
+                                                                        caplog: pytest.LogCaptureFixture) -> None:
     pack = packer(4, 64, False)
 
     def wrapped(rng: np.random.Generator, outputs: int, inputs: int) -> Packed:
@@ -114,7 +115,17 @@ def test_a_zero_of_zero_survives_where_it_was_taken_from_the_whole_word(tmp_path
         return Packed({**made.parts, ".qzeros": plain(words.view(np.int32))}, np.ascontiguousarray(values.T))
 
     made = folders.write(tmp_path, wrapped, section(4, 64, False))
-    folders.check_values(host.open(made.quantized), made.values)
+    with caplog.at_level(logging.WARNING):
+        checkpoint = host.open(made.quantized)
+        assert not caplog.records  # zeros are not read before somebody wants them
+        folders.check_values(checkpoint, made.values)
+    (said,) = [record.message for record in caplog.records]  # other programs would read another neighbour
+    assert said.startswith(f"{made.quantized}: some zeros are stored as all ones. Taken for what GPTQModel writes")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        plain_zeros = folders.write(tmp_path / "1", packer(4, 64, False), section(4, 64, False))  # of 1 and more
+        folders.check_values(host.open(plain_zeros.quantized), plain_zeros.values)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -253,6 +264,22 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path, host: Host, part: str
 
     made = folders.write(tmp_path, damaged, section())
     with pytest.raises(BestiaryError, match=said):
+        host.open(made.quantized)
+
+
+def test_act_order_without_its_list_is_refused_where_there_are_several_groups(tmp_path: Path, host: Host) -> None:
+    def without(rng: np.random.Generator, outputs: int, inputs: int) -> Packed:
+        made = packer(4, group)(rng, outputs, inputs)
+        return Packed({name: stored for name, stored in made.parts.items() if name != ".g_idx"}, made.values)
+
+    group = -1
+    made = folders.write(tmp_path / "one", without, section(4, group, order=True))
+    folders.check_values(host.open(made.quantized), made.values)
+    group = 64
+    made = folders.write(tmp_path / "none", without, section(4, group))
+    folders.check_values(host.open(made.quantized), made.values)
+    made = folders.write(tmp_path / "several", without, section(4, group, order=True))
+    with pytest.raises(BestiaryError, match=r"q_proj.g_idx is missing: desc_act = true .* of the 2 groups"):
         host.open(made.quantized)
 
 

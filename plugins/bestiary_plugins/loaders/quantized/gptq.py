@@ -23,14 +23,18 @@ from bestiary.errors import BestiaryError, short
 from bestiary.files import FileTensor
 from bestiary.tensor import Ordered, encode_plain
 from bestiary_plugins.loaders.quantized.panels import Panel, Panels, Transposed, columns
-from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, distinct, fitting, raw
+from bestiary_plugins.loaders.quantized.parts import FLOATS, Once, Parts, Settings, distinct, fitting, raw
 from bestiary_plugins.loaders.quantized.rows import NUMBER_BYTES, IntegerRows, columns_by_group, pack, unpack
 
 log = logging.getLogger("bestiary")
 Bytes = NDArray[np.uint8]
 BITS = (2, 3, 4, 8)
-OF_MODULES = ("bits", "group_size", "sym", "checkpoint_format", "format")
+OF_MODULES = ("bits", "group_size", "sym", "desc_act", "checkpoint_format", "format")
 """Settings that a module may have of its own."""
+OF_WHOLE_WORDS = (
+    "some zeros are stored as all ones. Taken for what GPTQModel writes, which makes zeros one less by whole words; of "
+    "a file of Intel Neural Compressor, which does it zero by zero, the zeros after these come out one too large: it "
+    "should be saved in the format gptq_v2, which stores zeros as they are")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Format:
     group: int | None
     symmetric: bool
     one_less: bool
+    act_order: bool
 
 
 def read_formats(settings: Settings) -> list[Format]:
@@ -62,7 +67,7 @@ def read_format(settings: Settings) -> Format:
     if size == 0 or size > 0 and size % 8:
         raise BestiaryError(f"{settings.where}: group_size = {size}; it must be -1 or a multiple of 8")
     return Format(settings.one_of("bits", BITS), None if size < 0 else size, settings.flag("sym", False),
-                  format == "gptq")
+                  format == "gptq", settings.flag("desc_act", False))
 
 
 def read_gptq(settings: Settings, parts: Parts) -> None:
@@ -70,8 +75,9 @@ def read_gptq(settings: Settings, parts: Parts) -> None:
     formats, panels = read_formats(settings), Panels()
     decoded: dict[str, int] = {}
     modules: list[str] = []
+    doubt = Once(f"{parts.folder}: {OF_WHOLE_WORDS}")
     for module in parts.ending(".qweight"):
-        weight = take(parts, module, formats)
+        weight = take(parts, module, formats, doubt)
         tensor = tensor_of(f"{module}.weight", weight, panels)
         if weight.order is not None and tensor.ordered is None:
             decoded[weight.encoding.name] = decoded.get(weight.encoding.name, 0) + 1
@@ -110,6 +116,7 @@ class Weight:
     scales: FileTensor
     order: NDArray[np.int64] | None
     where: str
+    doubt: Once
     moved: NDArray[np.int64] | None = None
 
     @property
@@ -155,8 +162,10 @@ class Weight:
         bits = self.format.bits
         words = packed.view(np.uint32)[:, :, 0]
         if self.format.one_less and bits != 3:  # as whole words: so a zero of 0, which took one of its neighbour, and
-            ones = sum(1 << at for at in range(0, 32, bits))  # the neighbour come back
-            words = words + np.uint32(ones)
+            fields = unpack(np.ascontiguousarray(words).view(np.uint8), bits).reshape(-1, 32 // bits)  # it, come back
+            if (fields[:, :-1] == (1 << bits) - 1).any():
+                self.doubt.say()
+            words = words + np.uint32(sum(1 << at for at in range(0, 32, bits)))
         codes = unpack(np.ascontiguousarray(words).view(np.uint8), bits)
         if self.format.one_less and bits == 3:
             codes = (codes + np.uint8(1)) & np.uint8(7)
@@ -180,7 +189,7 @@ def tensor_of(name: str, weight: Weight, panels: Panels) -> Transposed:
     return Transposed(name, (weight.outputs, weight.inputs), weight.encoding, panels, weight.load, weight.fill, offer)
 
 
-def take(parts: Parts, module: str, formats: Sequence[Format]) -> Weight:
+def take(parts: Parts, module: str, formats: Sequence[Format], doubt: Once) -> Weight:
     """The parts of one weight, in the format that their shapes fit."""
     codes = parts.take(f"{module}.qweight", ("I32",))
     scales = parts.take(f"{module}.scales", FLOATS)
@@ -192,9 +201,12 @@ def take(parts: Parts, module: str, formats: Sequence[Format]) -> Weight:
         raise BestiaryError(f"{parts.folder}: tensor {module}.qweight fits groups of "
                             f"{' and of '.join(str(format.group) for format in found)}")
     order = read_order(parts, f"{module}.g_idx", inputs, groups) if f"{module}.g_idx" in parts.left else None
+    if order is None and groups > 1 and all(format.act_order for format in found):
+        raise BestiaryError(f"{parts.folder}: tensor {module}.g_idx is missing: desc_act = true says that it tells "
+                            f"which of the {groups} groups each input is in; without it only desc_act = false is read")
     if order is not None and np.array_equal(order, np.arange(inputs) // (format.group or inputs)):
         order = None
-    return Weight(format, codes, zeros, scales, order, f"{parts.folder}: tensor {module}.weight")
+    return Weight(format, codes, zeros, scales, order, f"{parts.folder}: tensor {module}.weight", doubt)
 
 
 def check(parts: Parts, module: str, given: tuple[FileTensor, FileTensor, FileTensor], format: Format) -> None:

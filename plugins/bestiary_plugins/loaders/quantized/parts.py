@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 from bestiary.errors import BestiaryError, short
 from bestiary.files import FileTensor
 from bestiary.tensor import Tensor
 
+log = logging.getLogger("bestiary")
 FLOATS = ("f16", "bf16", "f32")
 """What scales may be."""
 Way = TypeVar("Way")
@@ -94,6 +97,19 @@ def fitting(ways: Iterable[Way], check: Callable[[Way], None]) -> list[Way]:
 def raw(tensor: FileTensor, start: int, stop: int) -> Any:
     """Rows as bytes, (rows, row_bytes) uint8, of a type that nobody else reads too."""
     return FileTensor.read(tensor, start, stop)
+
+
+class Once:
+    """A warning that is given once, whatever thread finds the reason first."""
+
+    def __init__(self, line: str) -> None:
+        self._line, self._lock = line, Lock()
+
+    def say(self) -> None:
+        with self._lock:
+            line, self._line = self._line, ""
+        if line:
+            log.warning("%s", line)
 
 
 class Settings:
