@@ -28,6 +28,7 @@ class GuardedTensor(Tensor):
 
     def __init__(self, base: Tensor, name: str, guard: calling) -> None:
         self.shape, self.encoding, self._base = base.shape, base.encoding, base
+        self.outputs_first = base.outputs_first is True
         self._name, self._outer, self._guard = name, guard, guard.also(f"read tensor {name}")
 
     @property

@@ -15,10 +15,15 @@ from bestiary.errors import BestiaryError
 
 
 class Tensor(ABC):
-    """A weight as stored. The last axis of `shape` is columns; rows are the product of the rest."""
+    """A weight as stored. The last axis of `shape` is columns; rows are the product of the rest.
+
+    outputs_first: its rows are outputs also where those of plain weights, under the checkpoint's naming, are inputs:
+    quantizers turn a matrix before they pack it.
+    """
 
     shape: tuple[int, ...]
     encoding: Encoding
+    outputs_first: bool = False
 
     @property
     def columns(self) -> int:

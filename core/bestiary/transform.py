@@ -382,10 +382,10 @@ class Unstack(Transform):
 
 @dataclass(frozen=True)
 class Transpose(Transform):
-    """Rows become columns; unquantized tensors only."""
+    """Rows become columns; a tensor that is `outputs_first` stays as it is. Unquantized tensors only."""
 
     def apply(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
-        return [_Transposed(source) for source in sources]
+        return [_Slice(source, 0, source.shape) if source.outputs_first else _Transposed(source) for source in sources]
 
     @property
     def inverse(self) -> Transpose:

@@ -52,8 +52,9 @@ def read_bitsandbytes(settings: Settings, parts: Parts) -> None:
                 raise BestiaryError(f"{parts.folder}: tensor {module}.weight_format is {int(raw(order, 0, 1).max())}; "
                                     "only 0, whole rows, is read")
         times = np.float32(1) / np.float32(127)
-        parts.give(f"{module}.weight", f"{module}.weight",
-                   Scaled(f"{module}.weight", weight, replace(scales, factor=times)))
+        tensor = Scaled(f"{module}.weight", weight, replace(scales, factor=times))
+        tensor.outputs_first = True
+        parts.give(f"{module}.weight", tensor.name, tensor)
 
 
 def four_bits(parts: Parts, name: str, kind: str, codebook: tuple[float, ...]) -> Tensor:
@@ -127,6 +128,8 @@ def absmax_of(parts: Parts, name: str, settings: Settings, blocks: int) -> Absma
 
 class FourBits(Tensor):
     """A weight whose codes and blocks run on from row to row."""
+
+    outputs_first = True
 
     def __init__(self, name: str, kind: str, codebook: tuple[float, ...], shape: tuple[int, int], block: int,
                  codes: FileTensor, absmax: Absmax) -> None:
