@@ -66,11 +66,11 @@ class Tensor(ABC):
 
 
 class Ordered(NamedTuple):
-    """A weight with its columns in another order: column i of the tensor is column order[i] of the weight. order: empty
+    """A weight with its columns in another order: column i of the tensor is column order[i] of the weight. order: None
     where rows differ in it, so that nobody can take the weight but as it is read, decoded."""
 
     tensor: Tensor
-    order: NDArray[np.int64]
+    order: NDArray[np.int64] | None
 
 
 def read_exactly(tensor: Tensor, first: int, last: int) -> NDArray[np.uint8]:

@@ -107,9 +107,9 @@ class _Joined(Tensor):
         if not offers:
             return None
         if len(offers) < len(self._parts) or any(
-                offer.tensor.encoding != offers[0].tensor.encoding or not np.array_equal(offer.order, offers[0].order)
-                for offer in offers):
-            return Ordered(self, np.zeros(0, np.int64))
+                offer.tensor.encoding != offers[0].tensor.encoding or offer.order is None or offers[0].order is None
+                or not np.array_equal(offer.order, offers[0].order) for offer in offers):
+            return Ordered(self, None)
         return Ordered(_Joined([offer.tensor for offer in offers], self.shape), offers[0].order)
 
     def read(self, start: int, stop: int) -> Rows:

@@ -170,8 +170,8 @@ def test_an_encoding_without_a_layout_is_decoded_and_that_is_said_once(
         with caplog.at_level(logging.WARNING, "bestiary"):
             compiled = CpuBackend().compile(graph, tensors, lab.limits())
         assert [record.message for record in caplog.records] == [
-            "the cpu backend's kernels do not hold strange (it has no layout): such weights are decoded and kept as "
-            + held]
+            "the cpu backend's kernels do not hold strange (there is code to decode it, and none to multiply with it): "
+            f"such weights are decoded and kept as {held}"]
         got = lab.prefill(compiled, np.arange(5, dtype=np.int32))
         np.testing.assert_allclose(got, rows @ weight.array().T, atol=2.0)
 
