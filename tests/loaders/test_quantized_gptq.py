@@ -252,7 +252,7 @@ def test_settings_that_are_not_read_or_do_not_fit_are_refused(tmp_path: Path, ho
     (".qweight", np.zeros((0, 128), np.int32), "none of them 0"),
     (".g_idx", np.full(128, 4, np.int32), "g_idx holds 4 to 4; groups are counted from 0 to 3"),
     (".g_idx", np.full(128, -1, np.int32), "g_idx holds -1 to -1"),
-    (".g_idx", np.zeros(64, np.int32), r"g_idx has the shape \[64\]; qweight asks for \[128\]"),
+    (".g_idx", np.zeros(64, np.int32), r"g_idx has the shape \[64\]; the weight asks for \[128\]"),
     (".weight", np.zeros((128, 128), np.float16), "stands there as itself and as"),
 ])
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path, host: Host, part: str, changed: NDArray[Any] | None,

@@ -16,7 +16,7 @@ from bestiary.errors import BestiaryError
 from bestiary.files import FileTensor
 from bestiary_plugins.loaders.quantized.panels import Panel, Panels, Transposed, columns
 from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings
-from bestiary_plugins.loaders.quantized.rows import IntegerRows
+from bestiary_plugins.loaders.quantized.rows import IntegerRows, unpack
 
 Bytes = NDArray[np.uint8]
 MIDDLE = 8
@@ -54,9 +54,8 @@ class Weight:
     def load(self, first: int, last: int) -> Panel:
         """Words of codes, (inputs, words); scales, (groups, rows, bytes); zeros, (rows, groups)."""
         own = columns(self.zeros, first // 8, last // 8)
-        nibbles = np.stack((own & np.uint8(15), own >> np.uint8(4)), -1).reshape(*own.shape[:2], 8)
-        zeros = np.empty_like(nibbles)
-        zeros[:, :, ORDER] = nibbles
+        zeros = np.empty((*own.shape[:2], 8), np.uint8)
+        zeros[:, :, ORDER] = unpack(own, 4)
         return (columns(self.codes, first // 8, last // 8).view(np.uint32)[:, :, 0], columns(self.scales, first, last),
                 zeros.reshape(len(own), -1).T)
 

@@ -8,25 +8,24 @@ the group of each input. weight[o, i] = scales[g, o] * (code - zero[g, o]), g = 
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bestiary.decoding import number_from_bits
-from bestiary.encoding import PLAIN, Encoding
+from bestiary.encoding import Encoding
 from bestiary.errors import BestiaryError, short
 from bestiary.files import FileTensor
-from bestiary.tensor import Ordered, encode_plain
+from bestiary.tensor import Ordered
+from bestiary_plugins.loaders.quantized.act_order import Rows, read_groups, rows_of, say_uneven
 from bestiary_plugins.loaders.quantized.panels import Panel, Panels, Transposed, columns
-from bestiary_plugins.loaders.quantized.parts import FLOATS, Once, Parts, Settings, distinct, fitting, raw
-from bestiary_plugins.loaders.quantized.rows import NUMBER_BYTES, IntegerRows, columns_by_group, pack, unpack
+from bestiary_plugins.loaders.quantized.parts import FLOATS, Once, Parts, Settings, distinct, fitting
+from bestiary_plugins.loaders.quantized.rows import IntegerRows, unpack
 
-log = logging.getLogger("bestiary")
 Bytes = NDArray[np.uint8]
 BITS = (2, 3, 4, 8)
 OF_MODULES = ("bits", "group_size", "sym", "desc_act", "checkpoint_format", "format")
@@ -73,21 +72,20 @@ def read_format(settings: Settings) -> Format:
 def read_gptq(settings: Settings, parts: Parts) -> None:
     """Puts weights in place of their parts."""
     formats, panels = read_formats(settings), Panels()
-    decoded: dict[str, int] = {}
     modules: list[str] = []
+    uneven: list[Encoding] = []
     doubt = Once(f"{parts.folder}: {OF_WHOLE_WORDS}")
     for module in parts.ending(".qweight"):
         weight = take(parts, module, formats, doubt)
-        tensor = tensor_of(f"{module}.weight", weight, panels)
-        if weight.order is not None and tensor.ordered is None:
-            decoded[weight.encoding.name] = decoded.get(weight.encoding.name, 0) + 1
+        rows, moved = rows_of(weight.layout, weight.groups)
+        offer = None if moved is None else Ordered(weight.tensor(f"{module}.weight", moved, panels), moved.order)
+        tensor = weight.tensor(f"{module}.weight", rows, panels, offer)
+        if offer is None and not rows.encoding.quantized:
+            uneven.append(rows.encoding)
         parts.give(f"{module}.qweight", tensor.name, tensor)
         modules.append(module)
     parts.spare |= zero_biases(parts, modules)
-    for name, count in decoded.items():
-        log.warning("%s: the groups of %d weights are no runs of group_size inputs in any order (desc_act), which no "
-                    "layout describes: they are decoded to %s; `convert --outtype q8_0` makes them smaller",
-                    parts.folder, count, name)
+    say_uneven(parts.folder, uneven)
 
 
 def zero_biases(parts: Parts, modules: Sequence[str]) -> set[str]:
@@ -107,17 +105,15 @@ def zero_biases(parts: Parts, modules: Sequence[str]) -> set[str]:
 
 @dataclass(frozen=True)
 class Weight:
-    """The parts of a weight, known to fit together. order: the group of each input, where these are no runs. moved: the
-    order that inputs are put in, so that they are."""
+    """The parts of a weight, known to fit together. groups: of each input, where the file says that."""
 
     format: Format
     codes: FileTensor
     zeros: FileTensor
     scales: FileTensor
-    order: NDArray[np.int64] | None
+    groups: NDArray[np.int64] | None
     where: str
     doubt: Once
-    moved: NDArray[np.int64] | None = None
 
     @property
     def inputs(self) -> int:
@@ -132,9 +128,9 @@ class Weight:
         return IntegerRows(self.format.bits, self.inputs, self.format.group or self.inputs, self.scales.encoding.name,
                            not self.format.symmetric)
 
-    @property
-    def encoding(self) -> Encoding:
-        return self.layout.encoding if self.order is None else PLAIN[self.scales.encoding.name]
+    def tensor(self, name: str, rows: Rows, panels: Panels, offer: Ordered | None = None) -> Transposed:
+        return Transposed(name, (self.outputs, self.inputs), rows.encoding, panels, self.load,
+                          partial(self.fill, rows), offer)
 
     def load(self, first: int, last: int) -> Panel:
         """Words of codes, (words of a row, rows); scales, (groups, rows, bytes); zeros, (rows, groups)."""
@@ -142,20 +138,16 @@ class Weight:
         zeros = self.zeros_of(columns(self.zeros, first * bits // 32, last * bits // 32))
         return columns(self.codes, first, last).view(np.uint32)[:, :, 0], columns(self.scales, first, last), zeros
 
-    def fill(self, panel: Panel, start: int, stop: int) -> Bytes:
+    def fill(self, rows: Rows, panel: Panel, start: int, stop: int) -> Bytes:
         bits = self.format.bits
         words, scales, zeros = panel[0][:, start:stop], panel[1][:, start:stop].swapaxes(0, 1), panel[2][start:stop]
         stream = np.ascontiguousarray(words.T).view(np.uint8)
-        if self.moved is not None:
-            stream = pack(unpack(stream, bits).take(self.moved, 1), bits)
-        if self.order is not None:
-            return self.decoded(unpack(stream, bits), scales, zeros)
         if not self.format.symmetric:
-            return self.layout.fill(stream, scales, zeros)
+            return rows.fill(stream, scales, zeros)
         if (zeros != 1 << (bits - 1)).any():
             raise BestiaryError(f"{self.where}: sym = true asks for zeros of {1 << (bits - 1)}, and qzeros holds "
                                 f"{int(zeros[zeros != 1 << (bits - 1)][0])}; sym = false reads them as they are")
-        return self.layout.fill(stream, scales)
+        return rows.fill(stream, scales)
 
     def zeros_of(self, packed: Bytes) -> Bytes:
         """(groups, words, 4) uint8 -> (outputs, groups)."""
@@ -171,23 +163,6 @@ class Weight:
             codes = (codes + np.uint8(1)) & np.uint8(7)
         return np.ascontiguousarray(codes.T)
 
-    def decoded(self, codes: Bytes, scales: Bytes, zeros: Bytes) -> Bytes:
-        """Rounded once, to the type of the scales, as where the format comes from."""
-        number = self.scales.encoding.name
-        size = NUMBER_BYTES[number]
-        values = np.ascontiguousarray(scales).view(np.uint16 if size == 2 else np.uint32)[:, :, 0]
-        scale = number_from_bits(values.astype(np.uint32), number)[:, self.order]
-        with np.errstate(over="ignore", invalid="ignore"):
-            return encode_plain(scale * (codes - zeros[:, self.order].astype(np.float32)), PLAIN[number])
-
-
-def tensor_of(name: str, weight: Weight, panels: Panels) -> Transposed:
-    """Decoded where its groups are no runs, with the offer of its codes sorted by them."""
-    moved = None if weight.order is None else columns_by_group(weight.order, weight.layout.group)
-    offer = None if moved is None else Ordered(
-        tensor_of(name, replace(weight, order=None, moved=moved), panels), moved)
-    return Transposed(name, (weight.outputs, weight.inputs), weight.encoding, panels, weight.load, weight.fill, offer)
-
 
 def take(parts: Parts, module: str, formats: Sequence[Format], doubt: Once) -> Weight:
     """The parts of one weight, in the format that their shapes fit."""
@@ -200,13 +175,11 @@ def take(parts: Parts, module: str, formats: Sequence[Format], doubt: Once) -> W
     if groups > 1 and len({format.group for format in found}) > 1:  # how many bits, the words of the zeros say
         raise BestiaryError(f"{parts.folder}: tensor {module}.qweight fits groups of "
                             f"{' and of '.join(str(format.group) for format in found)}")
-    order = read_order(parts, f"{module}.g_idx", inputs, groups) if f"{module}.g_idx" in parts.left else None
-    if order is None and groups > 1 and all(format.act_order for format in found):
+    chosen = read_groups(parts, f"{module}.g_idx", inputs, groups)
+    if chosen is None and groups > 1 and all(format.act_order for format in found):
         raise BestiaryError(f"{parts.folder}: tensor {module}.g_idx is missing: desc_act = true says that it tells "
                             f"which of the {groups} groups each input is in; without it only desc_act = false is read")
-    if order is not None and np.array_equal(order, np.arange(inputs) // (format.group or inputs)):
-        order = None
-    return Weight(format, codes, zeros, scales, order, f"{parts.folder}: tensor {module}.weight", doubt)
+    return Weight(format, codes, zeros, scales, chosen, f"{parts.folder}: tensor {module}.weight", doubt)
 
 
 def check(parts: Parts, module: str, given: tuple[FileTensor, FileTensor, FileTensor], format: Format) -> None:
@@ -220,14 +193,3 @@ def check(parts: Parts, module: str, given: tuple[FileTensor, FileTensor, FileTe
     why = f"{module}.qweight of {list(codes.shape)} with bits = {bits}, group_size = {format.group or -1}"
     parts.fits(scales, f"{module}.scales", (groups, outputs), why)
     parts.fits(zeros, f"{module}.qzeros", (groups, outputs * bits // 32), why)
-
-
-def read_order(parts: Parts, name: str, inputs: int, groups: int) -> NDArray[np.int64]:
-    given = parts.take(name, ("I32", "I64"), (1,))
-    parts.fits(given, name, (inputs,), "qweight")
-    order: NDArray[np.int64] = raw(given, 0, 1)[0].view(np.int32 if given.encoding.name == "I32" else np.int64)
-    order = order.astype(np.int64)
-    if order.min() < 0 or order.max() >= groups:
-        raise BestiaryError(f"{parts.folder}: tensor {name} holds {int(order.min())} to {int(order.max())}; groups are "
-                            f"counted from 0 to {groups - 1}")
-    return order
