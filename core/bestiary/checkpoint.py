@@ -84,13 +84,15 @@ class Provenance:
 
     program: what wrote it. era: when such files were written. container: the format and its version. assumed: keys of
     the config that the file does not say, with what was taken. lacks: what else is missing, each in few words.
+    quantized: how its weights were, where their types do not tell.
     """
 
-    program: str
+    program: str = ""
     era: str = ""
     container: str = ""
     assumed: Mapping[str, Any] = field(default_factory=dict)
     lacks: tuple[str, ...] = ()
+    quantized: str = ""
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ def _faults(checkpoint: Checkpoint) -> Iterator[str]:
     if said is not None and not (isinstance(said, Provenance) and isinstance(said.assumed, Mapping)
                                  and isinstance(said.lacks, tuple)
                                  and all(isinstance(text, str) for text in (
-                                     said.program, said.era, said.container, *said.assumed, *said.lacks))):
+                                     said.program, said.era, said.container, said.quantized, *said.assumed,
+                                     *said.lacks))):
         yield f"provenance is {shown(said)}, not a Provenance in words"
     for name, tensor in (*checkpoint.tensors.items(), *(adapter.added.items() if adapter else ())):
         if not isinstance(name, str) or not isinstance(tensor, Tensor):

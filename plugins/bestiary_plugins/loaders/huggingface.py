@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bestiary.checkpoint import Checkpoint
+from bestiary.checkpoint import Checkpoint, Provenance
 from bestiary.errors import BestiaryError, short
 from bestiary.files import DataFile
 from bestiary.loader import Loader
@@ -109,7 +109,8 @@ def open_huggingface(path: Path) -> Checkpoint:
     tensors = folder_tensors(folder) if path.is_dir() else file_tensors(path)
     read = read_quantized(folder, config, tensors)
     return Checkpoint(path, read.config, read.tensors, NAMING, folder_material(folder),
-                      source=(open_huggingface, (path,)), spare=read.spare)
+                      source=(open_huggingface, (path,)), spare=read.spare,
+                      provenance=Provenance(quantized=read.words) if read.words else None)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bestiary.errors import BestiaryError
 from bestiary.files import FileTensor
 from bestiary_plugins.loaders.quantized.panels import Panel, Panels, Transposed, columns
-from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings
+from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, in_words
 from bestiary_plugins.loaders.quantized.rows import IntegerRows, unpack
 
 Bytes = NDArray[np.uint8]
@@ -23,8 +23,8 @@ MIDDLE = 8
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
-def read_awq(settings: Settings, parts: Parts) -> None:
-    """Puts weights in place of their parts."""
+def read_awq(settings: Settings, parts: Parts) -> str:
+    """Puts weights in place of their parts. Says how they are quantized."""
     for key in ("version", "format", "checkpoint_format"):  # of three programs
         settings.one_of(key, ("gemm",), "gemm")
     bits, size = ("w_bit", "q_group_size") if "w_bit" in settings.values else ("bits", "group_size")
@@ -39,6 +39,7 @@ def read_awq(settings: Settings, parts: Parts) -> None:
         parts.give(f"{module}.qweight", f"{module}.weight", Transposed(
             f"{module}.weight", (weight.scales.columns, weight.layout.columns), weight.layout.encoding, panels,
             weight.load, weight.fill))
+    return f"AWQ, {in_words(4, None if group < 0 else group, not zero)}"
 
 
 @dataclass(frozen=True)

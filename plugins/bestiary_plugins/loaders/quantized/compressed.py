@@ -20,8 +20,8 @@ from bestiary.errors import BestiaryError, short
 from bestiary.files import FileTensor
 from bestiary.tensor import Ordered, Tensor
 from bestiary_plugins.loaders.quantized.act_order import Rows, read_groups, rows_of, say_uneven
-from bestiary_plugins.loaders.quantized.fp8 import block_of, give_scaled
-from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, distinct, fitting, raw
+from bestiary_plugins.loaders.quantized.fp8 import block_of, give_scaled, of_blocks
+from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, distinct, fitting, in_words, raw
 from bestiary_plugins.loaders.quantized.rows import IntegerRows, unpack
 from bestiary_plugins.loaders.quantized.scaled import E4M3, INT8
 
@@ -42,8 +42,9 @@ class Scheme:
     symmetric: bool
 
 
-def read_compressed(settings: Settings, parts: Parts) -> None:
-    """Puts weights in place of their parts. Which of several groups of modules a weight is in, its parts say."""
+def read_compressed(settings: Settings, parts: Parts) -> str:
+    """Puts weights in place of their parts. Which of several groups of modules a weight is in, its parts say. Says how
+    they are quantized."""
     if other_than_dense(settings):
         settings.refuse("sparsity_config", "sparse weights are not read")
     check_rotations(settings)
@@ -54,9 +55,11 @@ def read_compressed(settings: Settings, parts: Parts) -> None:
             packed.append(packed_scheme(weights))
         else:
             blocks.append(byte_blocks(weights))
-    if packed:
-        read_packed(distinct(packed, settings.where), parts)
+    words = [in_words(scheme.bits, scheme.group, scheme.symmetric) for scheme in packed]
+    act_order = read_packed(distinct(packed, settings.where), parts) if packed else False
+    words += [f"8 bits, {of_blocks(block)}" for block in blocks]
     give_scaled(parts, distinct(blocks, settings.where), (INT8, E4M3) if blocks else ())
+    return f"compressed-tensors, {' or '.join(dict.fromkeys(words))}{', act-order' * act_order}"
 
 
 def other_than_dense(settings: Settings) -> bool:
@@ -119,7 +122,9 @@ def packed_scheme(weights: Settings) -> Scheme:
                   weights.flag("symmetric", True))
 
 
-def read_packed(schemes: Sequence[Scheme], parts: Parts) -> None:
+def read_packed(schemes: Sequence[Scheme], parts: Parts) -> bool:
+    """Whether any of them has act-order."""
+    act_order = False
     uneven: list[Encoding] = []
     for module in parts.ending(".weight_packed"):
         weight = take(parts, module, schemes)
@@ -128,8 +133,10 @@ def read_packed(schemes: Sequence[Scheme], parts: Parts) -> None:
         tensor = Packed(f"{module}.weight", weight, rows, offer)
         if offer is None and not rows.encoding.quantized:
             uneven.append(rows.encoding)
+        act_order |= not rows.encoding.quantized
         parts.give(f"{module}.weight_packed", tensor.name, tensor)
     say_uneven(parts.folder, uneven)
+    return act_order
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from bestiary.files import FileTensor
 from bestiary.tensor import Ordered
 from bestiary_plugins.loaders.quantized.act_order import Rows, read_groups, rows_of, say_uneven
 from bestiary_plugins.loaders.quantized.panels import Panel, Panels, Transposed, columns
-from bestiary_plugins.loaders.quantized.parts import FLOATS, Once, Parts, Settings, distinct, fitting
+from bestiary_plugins.loaders.quantized.parts import FLOATS, Once, Parts, Settings, distinct, fitting, in_words
 from bestiary_plugins.loaders.quantized.rows import IntegerRows, unpack
 
 Bytes = NDArray[np.uint8]
@@ -69,11 +69,12 @@ def read_format(settings: Settings) -> Format:
                   format == "gptq", settings.flag("desc_act", False))
 
 
-def read_gptq(settings: Settings, parts: Parts) -> None:
-    """Puts weights in place of their parts."""
+def read_gptq(settings: Settings, parts: Parts) -> str:
+    """Puts weights in place of their parts. Says how they are quantized."""
     formats, panels = read_formats(settings), Panels()
     modules: list[str] = []
     uneven: list[Encoding] = []
+    act_order = False
     doubt = Once(f"{parts.folder}: {OF_WHOLE_WORDS}")
     for module in parts.ending(".qweight"):
         weight = take(parts, module, formats, doubt)
@@ -82,10 +83,13 @@ def read_gptq(settings: Settings, parts: Parts) -> None:
         tensor = weight.tensor(f"{module}.weight", rows, panels, offer)
         if offer is None and not rows.encoding.quantized:
             uneven.append(rows.encoding)
+        act_order |= not rows.encoding.quantized
         parts.give(f"{module}.qweight", tensor.name, tensor)
         modules.append(module)
     parts.spare |= zero_biases(parts, modules)
     say_uneven(parts.folder, uneven)
+    words = (in_words(format.bits, format.group, format.symmetric) for format in formats)
+    return f"GPTQ, {' or '.join(dict.fromkeys(words))}{', act-order' * act_order}"
 
 
 def zero_biases(parts: Parts, modules: Sequence[str]) -> set[str]:

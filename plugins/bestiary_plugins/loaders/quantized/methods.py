@@ -19,12 +19,12 @@ from bestiary_plugins.loaders.quantized.mxfp4 import read_mxfp4
 from bestiary_plugins.loaders.quantized.parts import Parts, Settings
 
 QUANTIZATION, OLD_NAME = "quantization_config", "compression_config"
-METHODS: dict[str, Callable[[Settings, Parts], None]] = {
+METHODS: dict[str, Callable[[Settings, Parts], str]] = {
     "gptq": read_gptq, "awq": read_awq, "fp8": read_fp8, "fbgemm_fp8": read_fp8, "modelopt": read_modelopt,
     "compressed-tensors": read_compressed, "bitsandbytes": read_bitsandbytes, "mxfp4": read_mxfp4,
     "auto-round": read_autoround, "intel/auto-round": read_autoround,
 }
-"""By quant_method; each puts weights in place of the parts of theirs that it finds."""
+"""By quant_method; each puts weights in place of the parts of theirs that it finds, and says how they are quantized."""
 FILES: dict[str, Mapping[str, Any]] = {
     "quantize_config.json": {"quant_method": "gptq"}, "quant_config.json": {"quant_method": "awq"},
     "hf_quant_config.json": {"quant_method": "modelopt"}}
@@ -35,12 +35,13 @@ SIGNS = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".S
 
 
 class Unquantized(NamedTuple):
-    """The config without what it says of quantization, the tensors under the names that they would have without it, and
-    the names of the spare ones (see Checkpoint)."""
+    """The config without what it says of quantization, the tensors under the names that they would have without it, the
+    names of the spare ones (see Checkpoint), and how they were quantized, in words."""
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     spare: frozenset[str] = frozenset()
+    words: str = ""
 
 
 def read_quantized(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor],
@@ -57,8 +58,8 @@ def read_quantized(folder: Path, config: dict[str, Any], tensors: dict[str, Tens
     unnamed = "bitsandbytes" if any(settings.values.get(key) for key in LOADED_IN) else ...  # by transformers of 2023
     method = settings.one_of("quant_method", METHODS, unnamed)
     parts = Parts(tensors, folder)
-    METHODS[method](settings, parts)
-    return Unquantized(plain, parts.result(), frozenset(parts.spare))
+    words = METHODS[method](settings, parts)
+    return Unquantized(plain, parts.result(), frozenset(parts.spare), words)
 
 
 def read_settings(folder: Path, config: Mapping[str, Any], files: bool) -> Settings | None:

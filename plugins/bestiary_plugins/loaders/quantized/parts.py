@@ -99,6 +99,12 @@ def raw(tensor: FileTensor, start: int, stop: int) -> Any:
     return FileTensor.read(tensor, start, stop)
 
 
+def in_words(bits: int, group: int | None, symmetric: bool) -> str:
+    """What a config says of weights. group: None for one a row."""
+    return f"{bits} bits, {f'groups of {group}' if group else 'one group a row'}, " + (
+        "symmetric" if symmetric else "a zero a group")
+
+
 class Once:
     """A warning that is given once, whatever thread finds the reason first."""
 
