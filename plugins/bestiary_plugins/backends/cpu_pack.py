@@ -52,7 +52,7 @@ def why_not(encoding: Encoding) -> str | None:
     if sum(piece.width for piece in layout.codes) > 8:
         return "its codes have more than 8 bits"
     if layout.group % 32 and layout.group != 16:
-        return f"its rows are made of runs of {layout.group} columns, and products take 32 at a time"
+        return "its rows or groups are no multiple of 32 columns"
     return None
 
 
