@@ -21,8 +21,8 @@ def to_canonical(checkpoint: Checkpoint, architecture: Architecture,
     """The checkpoint in canonical names and row orders with a normalised config, and its graph. It holds exactly the
     tensors that the graph declares. context: tokens a sequence may hold; by default what the model was made for.
     Raises BestiaryError for tensors missing, unknown, or of another shape than the graph declares."""
-    tensors = rename(checkpoint, architecture)
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    tensors, spare = rename(checkpoint, architecture)
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if name not in spare}
     check_causal(checkpoint)
     config = architecture.normalise(checkpoint.config, shapes)
     check_layers(checkpoint, config, len(tensors))
@@ -32,7 +32,8 @@ def to_canonical(checkpoint: Checkpoint, architecture: Architecture,
     missing = [name for name in graph.weights if name not in tensors]
     if missing:
         raise BestiaryError(f"{checkpoint.path}: {listed(missing)} missing from the checkpoint")
-    unknown = [name for name in tensors if name not in graph.weights and not ignorable(architecture, name)]
+    unknown = [name for name in tensors
+               if name not in graph.weights and name not in spare and not ignorable(architecture, name)]
     if unknown:
         raise BestiaryError(f"{checkpoint.path}: {architecture.name} has no use for {listed(unknown)}; "
                             "to drop what is not understood would be silent damage")
@@ -41,7 +42,7 @@ def to_canonical(checkpoint: Checkpoint, architecture: Architecture,
     kept = {name: tensors[name] for name in graph.weights}
     again = partial(_again, architecture)
     return checkpoint.having(naming=CANONICAL, config=config, tensors=kept, source=(again, (checkpoint,)),
-                             tokenizer=architecture.material(checkpoint.tokenizer, config)), graph
+                             spare=frozenset(), tokenizer=architecture.material(checkpoint.tokenizer, config)), graph
 
 
 def check_causal(checkpoint: Checkpoint) -> None:
@@ -97,15 +98,15 @@ def _back(architecture: Architecture, naming: str, checkpoint: Checkpoint) -> Ch
     return from_canonical(checkpoint, architecture, naming)
 
 
-def rename(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Tensor]:
-    """The tensors under their canonical names. Rules for canonical checkpoints are for what older ones call otherwise:
-    what they do not match keeps its name."""
+def rename(checkpoint: Checkpoint, architecture: Architecture) -> tuple[dict[str, Tensor], set[str]]:
+    """The tensors under their canonical names, and the names of those made of spare ones alone. Rules for canonical
+    checkpoints are for what older ones call otherwise: what they do not match keeps its name."""
     canonical = checkpoint.naming == CANONICAL
     if checkpoint.naming not in architecture.namings and not canonical:
         raise BestiaryError(f"{architecture.name} does not know the tensor names of {checkpoint.naming!r} checkpoints; "
                             f"known: {', '.join(architecture.namings)}")
     renamed: dict[str, Tensor] = {}
-    left = dict(checkpoint.tensors)
+    left, spare = dict(checkpoint.tensors), set(checkpoint.spare)
     for rule in architecture.namings.get(checkpoint.naming, ()):
         for sources, targets in matches(rule, left):
             transform = rule.transform(checkpoint.config) if rule.transform else None
@@ -115,13 +116,15 @@ def rename(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Tens
             except BestiaryError as error:
                 raise BestiaryError(f"{checkpoint.path}: {listed(sources)}: {error}") from None
             renamed.update(zip(targets, results, strict=True))
+            if spare.issuperset(sources):
+                spare.update(targets)
     if canonical:
-        return {**renamed, **left}
-    unknown = [name for name in left if not ignorable(architecture, name)]
+        return {**renamed, **left}, spare
+    unknown = [name for name in left if name not in spare and not ignorable(architecture, name)]
     if unknown:
         raise BestiaryError(f"{checkpoint.path}: {architecture.name} does not know {listed(unknown)}; "
                             "to drop what is not understood would be silent damage")
-    return renamed
+    return renamed, spare
 
 
 def matches(rule: Rule, names: Iterable[str]) -> list[tuple[list[str], list[str]]]:

@@ -84,13 +84,15 @@ class Provenance:
 
     program: what wrote it. era: when such files were written. container: the format and its version. assumed: keys of
     the config that the file does not say, with what was taken. lacks: what else is missing, each in few words.
+    quantized: how its weights were, where their types do not tell.
     """
 
-    program: str
+    program: str = ""
     era: str = ""
     container: str = ""
     assumed: Mapping[str, Any] = field(default_factory=dict)
     lacks: tuple[str, ...] = ()
+    quantized: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class Checkpoint:
     config: Hugging Face's key names. naming: whose tensor names and row orders these are ("huggingface", "meta",
     CANONICAL ...), a key of Architecture.namings. metadata: further facts a writer may keep (name, author, licence).
     source: how to get it again; it is what pickles. adapter: see Adapter; None for a model. provenance: of a file whose
-    kind says more than its words do.
+    kind says more than its words do. spare: names of tensors that are left out where the model has no place for them,
+    since they are zeros that its file has for every weight.
     """
 
     path: Path
@@ -112,6 +115,7 @@ class Checkpoint:
     source: tuple[Callable[..., Checkpoint], tuple[Any, ...]] | None = None
     adapter: Adapter | None = None
     provenance: Provenance | None = None
+    spare: frozenset[str] = frozenset()
 
     def __reduce__(self) -> tuple[Callable[..., Checkpoint], tuple[Any, ...]]:
         if self.source is None:
@@ -141,7 +145,9 @@ def check_model(checkpoint: Checkpoint) -> None:
 def Overlay(base: Checkpoint, function: Callable[[Checkpoint], Mapping[str, Tensor]]) -> Checkpoint:  # noqa: N802
     """A checkpoint of lazy tensors over another: `function` gives the tensors it adds or replaces. It pickles where
     `base` and `function` do (a delta or an adapter binds itself with functools.partial)."""
-    return base.having(tensors={**base.tensors, **function(base)}, source=(Overlay, (base, function)))
+    added = function(base)
+    return base.having(tensors={**base.tensors, **added}, spare=base.spare - added.keys(),
+                       source=(Overlay, (base, function)))
 
 
 def extended(base: Checkpoint, other: Checkpoint) -> Checkpoint:

@@ -17,7 +17,7 @@ from bestiary.guard import calling
 from bestiary.tensor import Ordered, Tensor, rows_of
 
 FIELDS: Mapping[str, type] = {"path": Path, "config": Mapping, "tensors": Mapping, "naming": str,
-                              "tokenizer": TokenizerMaterial, "metadata": Mapping}
+                              "tokenizer": TokenizerMaterial, "metadata": Mapping, "spare": frozenset}
 MATERIAL: Mapping[str, tuple[type, ...]] = {
     "files": (Mapping,), "vocabulary": (Vocabulary, type(None)), "bos": (int, type(None)), "eos": (int, type(None)),
     "ends": (tuple,), "chat_template": (str, type(None))}
@@ -28,6 +28,7 @@ class GuardedTensor(Tensor):
 
     def __init__(self, base: Tensor, name: str, guard: calling) -> None:
         self.shape, self.encoding, self._base = base.shape, base.encoding, base
+        self.outputs_first = base.outputs_first is True
         self._name, self._outer, self._guard = name, guard, guard.also(f"read tensor {name}")
 
     @property
@@ -106,7 +107,8 @@ def _faults(checkpoint: Checkpoint) -> Iterator[str]:
     if said is not None and not (isinstance(said, Provenance) and isinstance(said.assumed, Mapping)
                                  and isinstance(said.lacks, tuple)
                                  and all(isinstance(text, str) for text in (
-                                     said.program, said.era, said.container, *said.assumed, *said.lacks))):
+                                     said.program, said.era, said.container, said.quantized, *said.assumed,
+                                     *said.lacks))):
         yield f"provenance is {shown(said)}, not a Provenance in words"
     for name, tensor in (*checkpoint.tensors.items(), *(adapter.added.items() if adapter else ())):
         if not isinstance(name, str) or not isinstance(tensor, Tensor):

@@ -36,12 +36,12 @@ def in_order(graph: Graph, tensors: Mapping[str, Tensor], backend: Backend,
     found = {name: tensors[name].ordered for name in graph.weights if name in tensors}
     offers = {name: offer for name, offer in found.items() if offer is not None}
     elsewhere = not_multiplied(graph)
-    taken = {name: offer for name, offer in offers.items() if backend.orders and len(offer.order)
-             and name not in elsewhere}
-    if taken:
-        graph = reordered(graph, {name: offer.order for name, offer in taken.items()})
-        tensors = {**tensors, **{name: offer.tensor for name, offer in taken.items()}}
-    return graph, tensors, [tensors[name] for name in offers if name not in taken]
+    orders = {name: offer.order for name, offer in offers.items()
+              if backend.orders and offer.order is not None and name not in elsewhere}
+    if orders:
+        graph = reordered(graph, orders)
+        tensors = {**tensors, **{name: offers[name].tensor for name in orders}}
+    return graph, tensors, [tensors[name] for name in offers if name not in orders]
 
 
 def not_multiplied(graph: Graph) -> set[str]:
@@ -74,8 +74,8 @@ def reordered(graph: Graph, orders: Orders) -> Graph:
 
 def say_left(left: Sequence[Tensor], backend: Backend) -> None:
     """A line on what `in_order` could not keep, if there is anything."""
-    who = "only products with one order follow" if backend.orders else f"the backend {backend.name} does not follow"
-    _say(left, who, "are decoded to")
+    where = "embeddings, experts and matrices joined of several orders do not follow"
+    _say(left, where if backend.orders else f"the backend {backend.name} does not follow", "are decoded to")
 
 
 def say_decoded(tensors: Mapping[str, Tensor], become: Mapping[str, Tensor], why: str, then: str = "") -> None:
@@ -87,11 +87,11 @@ def say_decoded(tensors: Mapping[str, Tensor], become: Mapping[str, Tensor], why
 def _say(made: Sequence[Tensor], why: str, how: str, then: str = "") -> None:
     if made:
         kinds = sorted({tensor.encoding.name for tensor in made})
-        log.warning("the groups of %d weights are runs only in another order of their columns (act-order), which %s: "
-                    "they %s %s%s", len(made), why, how, " and ".join(kinds), then)
+        log.warning("%d weights were quantized in another order of their inputs (act-order), which %s: they %s %s%s",
+                    len(made), why, how, " and ".join(kinds), then)
 
 
 def as_held(tensor: Tensor) -> Tensor:
     """The weight in the bits that a file holds of it, in whatever order of columns, where it offers itself so."""
     offer = tensor.ordered
-    return tensor if offer is None or not len(offer.order) else offer.tensor
+    return tensor if offer is None or offer.order is None else offer.tensor

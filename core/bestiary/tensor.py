@@ -16,10 +16,15 @@ from bestiary.errors import BestiaryError
 
 
 class Tensor(ABC):
-    """A weight as stored. The last axis of `shape` is columns; rows are the product of the rest."""
+    """A weight as stored. The last axis of `shape` is columns; rows are the product of the rest.
+
+    outputs_first: its rows are outputs also where those of plain weights, under the checkpoint's naming, are inputs:
+    quantizers turn a matrix before they pack it.
+    """
 
     shape: tuple[int, ...]
     encoding: Encoding
+    outputs_first: bool = False
 
     @property
     def columns(self) -> int:
@@ -85,11 +90,11 @@ class View(Tensor):
 
 
 class Ordered(NamedTuple):
-    """A weight with its columns in another order: column i of the tensor is column order[i] of the weight. order: empty
+    """A weight with its columns in another order: column i of the tensor is column order[i] of the weight. order: None
     where rows differ in it, so that nobody can take the weight but as it is read, decoded."""
 
     tensor: Tensor
-    order: NDArray[np.int64]
+    order: NDArray[np.int64] | None
 
 
 def read_exactly(tensor: Tensor, first: int, last: int) -> NDArray[np.uint8]:

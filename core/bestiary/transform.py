@@ -111,9 +111,9 @@ class _Joined(View):
         if not offers:
             return None
         if len(offers) < len(self._parts) or any(
-                offer.tensor.encoding != offers[0].tensor.encoding or not np.array_equal(offer.order, offers[0].order)
-                for offer in offers):
-            return Ordered(self, np.zeros(0, np.int64))
+                offer.tensor.encoding != offers[0].tensor.encoding or offer.order is None or offers[0].order is None
+                or not np.array_equal(offer.order, offers[0].order) for offer in offers):
+            return Ordered(self, None)
         return Ordered(_Joined([offer.tensor for offer in offers], self.shape), offers[0].order)
 
     def read(self, start: int, stop: int) -> Rows:
@@ -388,10 +388,10 @@ class Unstack(Transform):
 
 @dataclass(frozen=True)
 class Transpose(Transform):
-    """Rows become columns; unquantized tensors only."""
+    """Rows become columns; a tensor that is `outputs_first` stays as it is. Unquantized tensors only."""
 
     def apply(self, sources: Sequence[Tensor]) -> Sequence[Tensor]:
-        return [_Transposed(source) for source in sources]
+        return [_Slice(source, 0, source.shape) if source.outputs_first else _Transposed(source) for source in sources]
 
     @property
     def inverse(self) -> Transpose:

@@ -24,6 +24,7 @@ from bestiary_plugins.backends.cpu import CpuBackend, CpuPlan
 from bestiary_plugins.backends.cpu_needs import packed_bytes
 from bestiary_plugins.backends.cpu_pack import why_not
 from bestiary_plugins.encodings import K_QUANTS, OF_SPRING_2023
+from bestiary_plugins.loaders.quantized.rows import IntegerRows
 from tests.blocks import blocks
 
 if TYPE_CHECKING:
@@ -170,8 +171,8 @@ def test_an_encoding_without_a_layout_is_decoded_and_that_is_said_once(
         with caplog.at_level(logging.WARNING, "bestiary"):
             compiled = CpuBackend().compile(graph, tensors, lab.limits())
         assert [record.message for record in caplog.records] == [
-            "the cpu backend's kernels do not hold strange (it has no layout): such weights are decoded and kept as "
-            + held]
+            "the cpu backend's kernels do not hold strange (there is code to decode it, and none to multiply with it): "
+            f"such weights are decoded and kept as {held}"]
         got = lab.prefill(compiled, np.arange(5, dtype=np.int32))
         np.testing.assert_allclose(got, rows @ weight.array().T, atol=2.0)
 
@@ -288,3 +289,10 @@ def test_threads_of_a_plan_do_not_come_along_in_a_fork(then: str) -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", PLAN + then], timeout=60, capture_output=True,
                           text=True, env=os.environ | {"PYTHONPATH": paths})
     assert done.returncode == 0, done.stderr
+
+
+def test_what_the_kernels_lack_is_said_for_users() -> None:
+    for group in (172, 8):  # a scale a row; of 172 columns, 4 have one scale wherever they begin
+        lacking = why_not(IntegerRows(8, 172, group, "f32", True).encoding)
+        assert lacking == "its rows or groups are no multiple of 32 columns"
+    assert why_not(IntegerRows(8, 192, 64, "f32", True).encoding) is None

@@ -273,7 +273,7 @@ def doubled(base: Checkpoint) -> Mapping[str, Tensor]:
 
 def test_an_overlay_replaces_tensors_before_they_are_renamed_and_pickles() -> None:
     laid = Overlay(wild(1), doubled)
-    np.testing.assert_array_equal(rename(laid, Toy())["token_embd.weight"].array(), 2 * ARRAYS["embed"])
+    np.testing.assert_array_equal(rename(laid, Toy())[0]["token_embd.weight"].array(), 2 * ARRAYS["embed"])
     copy: Checkpoint = pickle.loads(pickle.dumps(laid))
     np.testing.assert_array_equal(copy.tensors["embed"].array(), 2 * ARRAYS["embed"])
 
@@ -354,3 +354,16 @@ def test_a_transform_that_cannot_go_back_is_said() -> None:
         np.zeros((3, 4), np.float32))})
     with pytest.raises(BestiaryError, match="4 rows cannot be permuted"):
         from_canonical(short, Toy(), "wild")
+
+
+def test_spare_tensors_are_left_out_where_nobody_has_a_place_for_them() -> None:
+    bias = {"embed.bias": ArrayTensor(np.zeros(3, np.float32))}
+    base = wild(2)
+    checkpoint = base.having(tensors={**base.tensors, **bias}, spare=frozenset(bias))
+    canonical, _ = to_canonical(checkpoint, Toy())
+    assert canonical.tensors.keys() == to_canonical(base, Toy())[0].tensors.keys() and not canonical.spare
+    every = to_canonical(base.having(spare=frozenset(base.tensors)), Toy())[0]
+    assert every.tensors.keys() == canonical.tensors.keys()  # nothing is spare that the graph declares
+    for given in (checkpoint.having(spare=frozenset()), Overlay(checkpoint, lambda _: bias)):
+        with pytest.raises(BestiaryError, match=r"does not know tensor embed\.bias"):
+            to_canonical(given, Toy())

@@ -61,7 +61,8 @@ def test_what_is_decoded_while_loading_is_said_once_a_type(host: Host, tmp_path:
     with caplog.at_level(logging.WARNING, "bestiary"), bestiary.load(tmp_path / "model.gguf", "cpu", host=host):
         said = [record.message for record in caplog.records if "kept as" in record.message]
     assert sorted(said) == [
-        f"the cpu backend's kernels do not hold {name} (it has no layout): such weights are decoded and kept as {kept}"
+        f"the cpu backend's kernels do not hold {name} (there is code to decode it, and none to multiply with it): "
+        f"such weights are decoded and kept as {kept}"
         for name, kept in (("iq2_xs", "bf16 and q8_0"), ("iq3_s", "q8_0"))]
 
 

@@ -86,8 +86,8 @@ def test_logits_of_floats_are_those_of_the_plain_weights_and_the_cpu_says_what_i
     with caplog.at_level(logging.WARNING):
         folders.check_logits(made, host)
     assert [record.message for record in caplog.records] == [
-        "the cpu backend's kernels do not hold e4m3_f32_128 (many numbers of its codebook are one in 8 bits): such "
-        "weights are decoded and kept as q8_0"]
+        "the cpu backend's kernels do not hold e4m3_f32_128 (most of its small values would be lost in the 8 bits that "
+        "products take): such weights are decoded and kept as q8_0"]
 
 
 @pytest.mark.parametrize("section", [

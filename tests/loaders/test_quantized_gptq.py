@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
+from bestiary.canonical import to_canonical
 from bestiary.errors import BestiaryError
 from bestiary.host import Host
 from tests.loaders import quantized_folders as folders
@@ -99,7 +101,8 @@ def odd_groups() -> Pack:
     return pack
 
 
-def test_a_zero_of_zero_survives_where_it_was_taken_from_the_whole_word(tmp_path: Path, host: Host) -> None:
+def test_a_zero_of_zero_survives_where_it_was_taken_from_the_whole_word(tmp_path: Path, host: Host,
+                                                                        caplog: pytest.LogCaptureFixture) -> None:
     pack = packer(4, 64, False)
 
     def wrapped(rng: np.random.Generator, outputs: int, inputs: int) -> Packed:
@@ -112,7 +115,17 @@ def test_a_zero_of_zero_survives_where_it_was_taken_from_the_whole_word(tmp_path
         return Packed({**made.parts, ".qzeros": plain(words.view(np.int32))}, np.ascontiguousarray(values.T))
 
     made = folders.write(tmp_path, wrapped, section(4, 64, False))
-    folders.check_values(host.open(made.quantized), made.values)
+    with caplog.at_level(logging.WARNING):
+        checkpoint = host.open(made.quantized)
+        assert not caplog.records  # zeros are not read before somebody wants them
+        folders.check_values(checkpoint, made.values)
+    (said,) = [record.message for record in caplog.records]  # other programs would read another neighbour
+    assert said.startswith(f"{made.quantized}: some zeros are stored as all ones. Taken for what GPTQModel writes")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        plain_zeros = folders.write(tmp_path / "1", packer(4, 64, False), section(4, 64, False))  # of 1 and more
+        folders.check_values(host.open(plain_zeros.quantized), plain_zeros.values)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -173,11 +186,29 @@ def test_files_of_torch_and_files_of_other_names_are_read_too(tmp_path: Path, ho
 def test_biases_of_zeros_that_old_programs_wrote_are_left_out(tmp_path: Path, host: Host) -> None:
     bias = f"{folders.LAYER}mlp.up_proj.bias"
     made = folders.write(tmp_path, packer(), section(), more={bias: plain(np.zeros(folders.FORWARD, np.float16))})
-    assert bias not in host.open(made.quantized).tensors
     folders.check_logits(made, host)
+    checkpoint = host.open(made.quantized)
+    canonical, _ = to_canonical(checkpoint, host.architecture_of(checkpoint.config, checkpoint.tokenizer))
+    assert bias in checkpoint.tensors and not any(name.endswith("bias") for name in canonical.tensors)
     other = folders.write(tmp_path / "other", packer(), section(),
                           more={bias: plain(np.ones(folders.FORWARD, np.float16))})
-    assert bias in host.open(other.quantized).tensors
+    with pytest.raises(BestiaryError, match="tensor.* missing"):
+        folders.plan_of(other.quantized, host, "numpy")
+
+
+@pytest.mark.parametrize("zeros", ["q", "qkv", "qkvo"])
+def test_biases_of_zeros_stay_where_the_model_has_them(tmp_path: Path, host: Host, zeros: str) -> None:
+    rng = np.random.default_rng(4)
+    sizes = {"q": folders.WIDTH, "k": folders.WIDTH // 2, "v": folders.WIDTH // 2, "o": folders.WIDTH}
+    more = {f"{folders.LAYER}self_attn.{part}_proj.bias": (rng.standard_normal(size) * (part not in zeros)).astype("f4")
+            for part, size in sizes.items() if part in zeros + "qkv"}
+    made = folders.write(tmp_path, packer(), section(), more={name: plain(bias) for name, bias in more.items()})
+    for folder in (made.quantized, made.plain):
+        config = {**json.loads((folder / "config.json").read_text()), "model_type": "qwen2", "architectures": []}
+        (folder / "config.json").write_text(json.dumps(config))
+    known = {name: bias for name, bias in more.items() if "o_proj" not in name}  # for which the family has a place
+    save_file({**load_file(made.plain / "model.safetensors"), **known}, made.plain / "model.safetensors")
+    folders.check_logits(made, host)
 
 
 @pytest.mark.parametrize(("changed", "said"), [
@@ -221,7 +252,7 @@ def test_settings_that_are_not_read_or_do_not_fit_are_refused(tmp_path: Path, ho
     (".qweight", np.zeros((0, 128), np.int32), "none of them 0"),
     (".g_idx", np.full(128, 4, np.int32), "g_idx holds 4 to 4; groups are counted from 0 to 3"),
     (".g_idx", np.full(128, -1, np.int32), "g_idx holds -1 to -1"),
-    (".g_idx", np.zeros(64, np.int32), r"g_idx has the shape \[64\]; qweight asks for \[128\]"),
+    (".g_idx", np.zeros(64, np.int32), r"g_idx has the shape \[64\]; the weight asks for \[128\]"),
     (".weight", np.zeros((128, 128), np.float16), "stands there as itself and as"),
 ])
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path, host: Host, part: str, changed: NDArray[Any] | None,
@@ -233,6 +264,22 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path, host: Host, part: str
 
     made = folders.write(tmp_path, damaged, section())
     with pytest.raises(BestiaryError, match=said):
+        host.open(made.quantized)
+
+
+def test_act_order_without_its_list_is_refused_where_there_are_several_groups(tmp_path: Path, host: Host) -> None:
+    def without(rng: np.random.Generator, outputs: int, inputs: int) -> Packed:
+        made = packer(4, group)(rng, outputs, inputs)
+        return Packed({name: stored for name, stored in made.parts.items() if name != ".g_idx"}, made.values)
+
+    group = -1
+    made = folders.write(tmp_path / "one", without, section(4, group, order=True))
+    folders.check_values(host.open(made.quantized), made.values)
+    group = 64
+    made = folders.write(tmp_path / "none", without, section(4, group))
+    folders.check_values(host.open(made.quantized), made.values)
+    made = folders.write(tmp_path / "several", without, section(4, group, order=True))
+    with pytest.raises(BestiaryError, match=r"q_proj.g_idx is missing: desc_act = true .* of the 2 groups"):
         host.open(made.quantized)
 
 

@@ -150,7 +150,7 @@ def test_a_model_is_loaded_so_or_in_the_type_that_is_asked_for(tmp_path: Path, h
         assert orders(model.plan) == 0
         np.testing.assert_array_less(difference(model.logits(ids), kept), 0.02)
     assert [record.message for record in caplog.records if "act-order" in record.message] == [
-        "the groups of 7 weights are runs only in another order of their columns (act-order), which is lost on the way "
+        "7 weights were quantized in another order of their inputs (act-order), which is lost on the way "
         "to f16: they become f16"]
 
 
@@ -159,7 +159,7 @@ def test_a_conversion_decodes_and_says_so(tmp_path: Path, host: Host, caplog: py
     with caplog.at_level(logging.WARNING):
         save_as(made.quantized, tmp_path / "folder", "f32", host, format="huggingface")
     assert [record.message for record in caplog.records if "act-order" in record.message] == [
-        "the groups of 7 weights are runs only in another order of their columns (act-order), which no file holds: "
+        "7 weights were quantized in another order of their inputs (act-order), which no file holds: "
         "they become f32"]
     folders.check_values(host.open(tmp_path / "folder"), made.values)
     caplog.clear()
@@ -232,9 +232,8 @@ def test_groups_of_uneven_sizes_are_decoded_and_said_once(tmp_path: Path, host: 
     with caplog.at_level(logging.WARNING):
         folders.check_values(host.open(made.quantized), made.values)
     assert [record.message for record in caplog.records] == [
-        f"{made.quantized}: the groups of 7 weights are no runs of group_size inputs in any order (desc_act), which no "
-        "layout describes: they are decoded to f16; `convert --outtype q8_0 --allow-requantize` makes them "
-        "smaller"]
+        f"{made.quantized}: 7 weights have groups of uneven sizes (g_idx), which can only be run decoded to f16; "
+        "`convert --outtype q8_0 --allow-requantize` makes them smaller"]
     folders.check_logits(made, host)
 
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bestiary.errors import BestiaryError
-from bestiary.files import DataFile
+from bestiary.files import DataFile, FileTensor
 from bestiary.host import Host
 from bestiary.tensor import Tensor
 from bestiary_plugins.loaders.huggingface import HuggingFace, open_huggingface
@@ -85,6 +85,31 @@ def test_a_type_that_is_not_read_stands_there_until_somebody_wants_it(path: Path
     assert tensors["x"].array().tolist() == [1, 1, 1]
     with pytest.raises(BestiaryError, match="tensor ids is I64, which is not read; known: F32, F16, BF16"):
         tensors["ids"].array()
+
+
+def bytes_of(files: type[TorchFiles], dtype: str, storage: str = "UntypedStorage", version: int = 3) -> Any:
+    """What torch writes for a tensor of 2 x 3 floats of 8 bits."""
+    reference = files.Reference(("storage", files.Name("torch.storage", storage), "0", "cpu", 6))
+    arguments: tuple[Any, ...] = reference, 0, (2, 3), (3, 1), False, {}
+    return files.Call(files.Name("torch._utils", f"_rebuild_tensor_v{version}"),
+                      (*arguments, files.Name("torch", dtype)) if version == 3 else arguments)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("float8_e4m3fn", "F8_E4M3"), ("float8_e5m2", "F8_E5M2"),
+                                             ("float8_e8m0fnu", "F8_E8M0")])
+def test_floats_of_8_bits_lie_there_for_who_knows_their_scales(path: Path, torch_files: type[TorchFiles], dtype: str,
+                                                               kind: str) -> None:
+    file = torch_files.archive(torch_files.pickled({"w": bytes_of(torch_files, dtype)}), {"0": bytes(range(6))})
+    tensor = opened(path, file)["w"]
+    assert (tensor.encoding.name, tensor.shape) == (kind, (2, 3))
+    assert isinstance(tensor, FileTensor) and FileTensor.read(tensor, 0, 2).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_bytes_of_no_type_are_refused(path: Path, torch_files: type[TorchFiles]) -> None:
+    for record, said in ((bytes_of(torch_files, "uint16"), "the global 'torch.uint16', which is not read"),
+                         (bytes_of(torch_files, "x", version=2), "a tensor of bytes whose type it does not say"),
+                         (bytes_of(torch_files, "float8_e4m3fn", "FloatStorage"), "'torch.storage.FloatStorage'")):
+        assert said in refusal(path, torch_files.archive(torch_files.pickled({"w": record}), {"0": bytes(6)}))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -306,7 +331,7 @@ def test_the_payloads_are_real(tmp_path: Path, torch_files: type[TorchFiles], na
 
 
 MESSAGES = {
-    "REDUCE": "holds the global 'builtins.exec', which no tensor needs", "STACK_GLOBAL": "the global 'builtins.exec'",
+    "REDUCE": "holds the global 'builtins.exec', which is not read", "STACK_GLOBAL": "the global 'builtins.exec'",
     "INST": "the opcode INST", "OBJ": "the global 'builtins.exec'", "EXT1": "the opcode EXT1",
     "EXT4": "the opcode EXT4", "PERSID": "the opcode PERSID", "NEWOBJ": "the opcode NEWOBJ",
     "numpy": "the global 'numpy.core.multiarray.scalar'", "a long number": "the opcode LONG4",

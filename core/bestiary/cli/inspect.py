@@ -64,7 +64,7 @@ def text(facts: dict[str, Any], tensors: bool) -> str:
 
     origin = facts["provenance"]
     lines = [("format", facts["format"]), *(
-        (key, said(origin[key])) for key in ("program", "era", "container") if origin and origin[key]),
+        (key, said(origin[key])) for key in ("program", "era", "container", "quantized") if origin and origin[key]),
         ("architecture", family), ("size", terminal.size(facts["bytes"]))]
     if name := facts["metadata"].get("general.name"):
         lines.insert(0, ("name", said(name)))

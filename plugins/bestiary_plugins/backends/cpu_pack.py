@@ -42,17 +42,17 @@ def why_not(encoding: Encoding) -> str | None:
     if encoding.number in ("f32", "f16", "bf16"):
         return None
     if layout is None:
-        return "it has no layout"
+        return "there is code to decode it, and none to multiply with it"
     if layout.codebook and (layout.signed or not np.isfinite(np.asarray(layout.codebook, np.float32)).all()):
-        return "its codebook has signed codes or infinite numbers"
+        return "its table of values has signed codes or infinite numbers"
     if layout.codebook and fall_together(layout.codebook):
-        return "many numbers of its codebook are one in 8 bits"
+        return "most of its small values would be lost in the 8 bits that products take"
     if layout.zero:
-        return "it has a zero a group"
+        return "its groups have zeros of their own"
     if sum(piece.width for piece in layout.codes) > 8:
         return "its codes have more than 8 bits"
     if layout.group % 32 and layout.group != 16:
-        return f"its groups have {layout.group} weights"
+        return "its rows or groups are no multiple of 32 columns"
     return None
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bestiary.checkpoint import Checkpoint
+from bestiary.checkpoint import Checkpoint, Provenance
 from bestiary.errors import BestiaryError, short
 from bestiary.files import DataFile
 from bestiary.loader import Loader
@@ -107,8 +107,10 @@ def open_huggingface(path: Path) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
     config = read_config(folder)
     tensors = folder_tensors(folder) if path.is_dir() else file_tensors(path)
-    config, tensors = read_quantized(folder, config, tensors)
-    return Checkpoint(path, config, tensors, NAMING, folder_material(folder), source=(open_huggingface, (path,)))
+    read = read_quantized(folder, config, tensors)
+    return Checkpoint(path, read.config, read.tensors, NAMING, folder_material(folder),
+                      source=(open_huggingface, (path,)), spare=read.spare,
+                      provenance=Provenance(quantized=read.words) if read.words else None)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

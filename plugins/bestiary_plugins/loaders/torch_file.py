@@ -30,7 +30,8 @@ ENCODINGS = {"FloatStorage": F32, "HalfStorage": F16, "BFloat16Storage": BF16}
 UNREAD = {name: Encoding(spelling, 1, (size,)) for name, spelling, size in (
     ("DoubleStorage", "F64", 8), ("LongStorage", "I64", 8), ("IntStorage", "I32", 4), ("ShortStorage", "I16", 2),
     ("CharStorage", "I8", 1), ("ByteStorage", "U8", 1), ("BoolStorage", "BOOL", 1), ("ComplexFloatStorage", "C64", 8),
-    ("ComplexDoubleStorage", "C128", 16))}
+    ("ComplexDoubleStorage", "C128", 16), ("float8_e4m3fn", "F8_E4M3", 1), ("float8_e5m2", "F8_E5M2", 1),
+    ("float8_e8m0fnu", "F8_E8M0", 1))}
 """Types that may stand in a file as long as nobody wants the tensor."""
 KINDS = {**ENCODINGS, **UNREAD}
 

@@ -54,7 +54,11 @@ class OrderedDict(dict[Any, Any]):
 ORDERED_DICT = Global("collections", "OrderedDict")
 STORAGES = ("FloatStorage", "HalfStorage", "BFloat16Storage", "DoubleStorage", "LongStorage", "IntStorage",
             "ShortStorage", "CharStorage", "ByteStorage", "BoolStorage", "ComplexFloatStorage", "ComplexDoubleStorage")
-STORAGE_GLOBALS = {Global(module, name) for module in ("torch", "torch.cuda") for name in STORAGES}
+UNTYPED = "UntypedStorage"
+STORAGE_GLOBALS = {*(Global(module, name) for module in ("torch", "torch.cuda") for name in STORAGES),
+                   Global("torch.storage", UNTYPED)}
+BYTE_TYPES = {Global("torch", name) for name in ("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu")}
+"""Types that have no storage of their own; they lie in one of bytes."""
 
 
 def ordered_dict(arguments: tuple[Any, ...]) -> OrderedDict:
@@ -73,6 +77,8 @@ def tensor(arguments: tuple[Any, ...]) -> Record:
     if len(arguments) != 4 or type(arguments[0]) is not Storage:
         raise ValueError("a tensor that is not made of a storage, an offset, a shape and strides")
     storage, offset, shape, strides = arguments
+    if storage.kind == UNTYPED:
+        raise ValueError("a tensor of bytes whose type it does not say")
     if not whole((offset,)) or not whole(shape) or not whole(strides) or len(shape) != len(strides) or len(shape) > 8:
         raise ValueError("a tensor whose offset, shape and strides are no whole numbers that belong together")
     return Record(storage, offset, shape, strides)
@@ -83,6 +89,14 @@ def tensor_v2(arguments: tuple[Any, ...]) -> Record:
     if not 6 <= len(arguments) <= 7 or type(arguments[4]) is not bool or any(map(filled, arguments[5:])):
         raise ValueError("a tensor with hooks or metadata, or with arguments missing")
     return tensor(arguments[:4])
+
+
+def tensor_v3(arguments: tuple[Any, ...]) -> Record:
+    """_rebuild_tensor_v3(storage, offset, shape, strides, requires_grad, backward_hooks, dtype, metadata=None)"""
+    if not 7 <= len(arguments) <= 8 or type(arguments[6]) is not Global or arguments[6] not in BYTE_TYPES \
+            or type(arguments[0]) is not Storage or arguments[0].kind != UNTYPED:
+        raise ValueError(f"a tensor of bytes that are none of {', '.join(sorted(kind.name for kind in BYTE_TYPES))}")
+    return tensor_v2((arguments[0]._replace(kind=arguments[6].name), *arguments[1:6], *arguments[7:]))
 
 
 def parameter(arguments: tuple[Any, ...]) -> Record:
@@ -102,10 +116,11 @@ CALLABLES: dict[Global, Callable[[tuple[Any, ...]], Any]] = {
     ORDERED_DICT: ordered_dict,
     Global("torch._utils", "_rebuild_tensor"): tensor,
     Global("torch._utils", "_rebuild_tensor_v2"): tensor_v2,
+    Global("torch._utils", "_rebuild_tensor_v3"): tensor_v3,
     Global("torch._utils", "_rebuild_parameter"): parameter,
 }
 """The callables that a pickle may name, and what is done in their place."""
-ALLOWED = {*CALLABLES, *STORAGE_GLOBALS}
+ALLOWED = {*CALLABLES, *STORAGE_GLOBALS, *BYTE_TYPES}
 
 
 def persistent(pid: Any) -> Storage:
@@ -213,7 +228,7 @@ class Reader:
 
     def name(self, name: Global) -> None:
         if name not in ALLOWED:
-            raise ValueError(f"the global {f'{name.module}.{name.name}'!r:.120}, which no tensor needs")
+            raise ValueError(f"the global {f'{name.module}.{name.name}'!r:.120}, which is not read")
         self.push(name)
 
     def stack_global(self) -> None:

@@ -15,20 +15,21 @@ from bestiary_plugins.loaders.quantized.parts import Parts, Settings
 
 PACKINGS = {"auto_round:auto_gptq": "gptq", "auto_round:gptqmodel": "gptq_v2", "auto_round:auto_awq": "gemm"}
 """What the formats are called where they come from."""
+AS = "AutoRound packed as "
 
 
-def read_autoround(settings: Settings, parts: Parts) -> None:
-    """Puts weights in place of their parts."""
+def read_autoround(settings: Settings, parts: Parts) -> str:
+    """Puts weights in place of their parts. Says how they are quantized."""
     packing = PACKINGS[settings.one_of("packing_format", PACKINGS)]
     settings.one_of("data_type", ("int",), "int")
     settings.refuse("rotation_config", "weights of rotated inputs are not read")
     said = {key: settings.values.get(key) for key in ("bits", "group_size", "sym")}
     if packing == "gemm":
         zero = {"zero_point": not settings.flag("sym", False)}
-        return read_awq(Settings({**said, **zero, "version": packing}, settings.where), parts)
+        return AS + read_awq(Settings({**said, **zero, "version": packing}, settings.where), parts)
     modules: Any = settings.values.get("extra_config") or {}
     if not isinstance(modules, dict) or not all(isinstance(own, dict) for own in modules.values()):
         raise BestiaryError(f"{settings.where}: extra_config = {short(modules)}; it must be an object of objects")
     own = {name: {key: value for key, value in module.items() if key in said}
            for name, module in modules.items() if module.get("bits") != 16}
-    return read_gptq(Settings({**said, "checkpoint_format": packing, "dynamic": own}, settings.where), parts)
+    return AS + read_gptq(Settings({**said, "checkpoint_format": packing, "dynamic": own}, settings.where), parts)

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from bestiary.errors import BestiaryError
 from bestiary.files import FileTensor
 from bestiary_plugins.loaders.quantized.panels import Panel, Panels, Transposed, columns
-from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings
-from bestiary_plugins.loaders.quantized.rows import IntegerRows
+from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, in_words
+from bestiary_plugins.loaders.quantized.rows import IntegerRows, unpack
 
 Bytes = NDArray[np.uint8]
 MIDDLE = 8
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
-def read_awq(settings: Settings, parts: Parts) -> None:
-    """Puts weights in place of their parts."""
+def read_awq(settings: Settings, parts: Parts) -> str:
+    """Puts weights in place of their parts. Says how they are quantized."""
     for key in ("version", "format", "checkpoint_format"):  # of three programs
         settings.one_of(key, ("gemm",), "gemm")
     bits, size = ("w_bit", "q_group_size") if "w_bit" in settings.values else ("bits", "group_size")
@@ -39,6 +39,7 @@ def read_awq(settings: Settings, parts: Parts) -> None:
         parts.give(f"{module}.qweight", f"{module}.weight", Transposed(
             f"{module}.weight", (weight.scales.columns, weight.layout.columns), weight.layout.encoding, panels,
             weight.load, weight.fill))
+    return f"AWQ, {in_words(4, None if group < 0 else group, not zero)}"
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,8 @@ class Weight:
     def load(self, first: int, last: int) -> Panel:
         """Words of codes, (inputs, words); scales, (groups, rows, bytes); zeros, (rows, groups)."""
         own = columns(self.zeros, first // 8, last // 8)
-        nibbles = np.stack((own & np.uint8(15), own >> np.uint8(4)), -1).reshape(*own.shape[:2], 8)
-        zeros = np.empty_like(nibbles)
-        zeros[:, :, ORDER] = nibbles
+        zeros = np.empty((*own.shape[:2], 8), np.uint8)
+        zeros[:, :, ORDER] = unpack(own, 4)
         return (columns(self.codes, first // 8, last // 8).view(np.uint32)[:, :, 0], columns(self.scales, first, last),
                 zeros.reshape(len(own), -1).T)
 

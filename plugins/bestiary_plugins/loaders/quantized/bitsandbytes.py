@@ -38,25 +38,31 @@ FP4 = tuple((np.asarray([sign * size for sign in (1, -1) for size in (0, 0.0625,
 CODEBOOKS = {"nf4": NF4, "fp4": FP4}
 
 
-def read_bitsandbytes(settings: Settings, parts: Parts) -> None:
-    """Puts weights in place of their parts: what a weight is, its parts say."""
+def read_bitsandbytes(settings: Settings, parts: Parts) -> str:
+    """Puts weights in place of their parts: what a weight is, its parts say. Says how they are quantized."""
+    found: dict[str, None] = {}
     for kind, codebook in CODEBOOKS.items():
         for name in parts.ending(STATE + kind):
-            parts.give(name, name, four_bits(parts, name, kind, codebook))
+            weight = four_bits(parts, name, kind, codebook)
+            parts.give(name, name, weight)
+            found[f"{kind.upper()}, groups of {weight.block}"] = None
     for module in parts.ending(".SCB"):
-        weight = parts.take(f"{module}.weight", (INT8,))
-        scales = take_scales(parts, f"{module}.SCB", weight, types=("f32",))
+        codes = parts.take(f"{module}.weight", (INT8,))
+        scales = take_scales(parts, f"{module}.SCB", codes, types=("f32",))
         if f"{module}.weight_format" in parts.left:
             order = parts.take(f"{module}.weight_format", ("U8",), (0, 1))
             if raw(order, 0, 1).any():
                 raise BestiaryError(f"{parts.folder}: tensor {module}.weight_format is {int(raw(order, 0, 1).max())}; "
                                     "only 0, whole rows, is read")
         times = np.float32(1) / np.float32(127)
-        parts.give(f"{module}.weight", f"{module}.weight",
-                   Scaled(f"{module}.weight", weight, replace(scales, factor=times)))
+        tensor = Scaled(f"{module}.weight", codes, replace(scales, factor=times))
+        tensor.outputs_first = True
+        parts.give(f"{module}.weight", tensor.name, tensor)
+        found["int8, a scale a row"] = None
+    return f"bitsandbytes, {' or '.join(found) or 'nothing'}"
 
 
-def four_bits(parts: Parts, name: str, kind: str, codebook: tuple[float, ...]) -> Tensor:
+def four_bits(parts: Parts, name: str, kind: str, codebook: tuple[float, ...]) -> FourBits:
     """The weight `name`, its parts compared with one another."""
     state = parts.take(name + STATE + kind, ("U8",), (1,))
     if state.columns > LARGEST_STATE:
@@ -128,9 +134,11 @@ def absmax_of(parts: Parts, name: str, settings: Settings, blocks: int) -> Absma
 class FourBits(Tensor):
     """A weight whose codes and blocks run on from row to row."""
 
+    outputs_first = True
+
     def __init__(self, name: str, kind: str, codebook: tuple[float, ...], shape: tuple[int, int], block: int,
                  codes: FileTensor, absmax: Absmax) -> None:
-        self.name, self.shape, self._block, self._codes, self._absmax = name, shape, block, codes, absmax
+        self.name, self.shape, self.block, self._codes, self._absmax = name, shape, block, codes, absmax
         self._part = gcd(shape[1], block)  # columns that are in one block, wherever their row begins
         self._layout = CodedRows(kind, codebook, shape[1], self._part, "f32")
         self.encoding = self._layout.encoding
@@ -140,8 +148,8 @@ class FourBits(Tensor):
             raise IndexError(f"rows {start}..{stop} of tensor {self.name}, which has {self.rows}")
         size, file = self.columns // 2, self._codes.file
         codes = file.read_array(self._codes.offset + start * size, (stop - start) * size, f"tensor {self.name}")
-        places = np.arange(start * self.columns, stop * self.columns, self._part) // self._block
-        first = start * self.columns // self._block
-        scales = self._absmax.blocks(first, -(-stop * self.columns // self._block))[places - first]
+        places = np.arange(start * self.columns, stop * self.columns, self._part) // self.block
+        first = start * self.columns // self.block
+        scales = self._absmax.blocks(first, -(-stop * self.columns // self.block))[places - first]
         return self._layout.fill((codes >> np.uint8(4) | codes << np.uint8(4)).reshape(stop - start, size),
                                  scales.view(np.uint8).reshape(stop - start, self.columns // self._part, 4))

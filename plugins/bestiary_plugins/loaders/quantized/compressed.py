@@ -8,26 +8,23 @@ in); weight_g_idx: the group of each input. weight[o, i] = scale[o, g] * (code -
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bestiary.decoding import number_from_bits
-from bestiary.encoding import PLAIN, Encoding
+from bestiary.encoding import Encoding
 from bestiary.errors import BestiaryError, short
 from bestiary.files import FileTensor
-from bestiary.tensor import Ordered, Tensor, encode_plain
-from bestiary_plugins.loaders.quantized.fp8 import block_of, give_scaled
-from bestiary_plugins.loaders.quantized.gptq import read_order
-from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, distinct, fitting, raw
-from bestiary_plugins.loaders.quantized.rows import NUMBER_BYTES, IntegerRows, columns_by_group, pack, unpack
+from bestiary.tensor import Ordered, Tensor
+from bestiary_plugins.loaders.quantized.act_order import Rows, read_groups, rows_of, say_uneven
+from bestiary_plugins.loaders.quantized.fp8 import block_of, give_scaled, of_blocks
+from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, distinct, fitting, in_words, raw
+from bestiary_plugins.loaders.quantized.rows import IntegerRows, unpack
 from bestiary_plugins.loaders.quantized.scaled import E4M3, INT8
 
-log = logging.getLogger("bestiary")
 Bytes = NDArray[np.uint8]
 PACKED, BYTES = ("pack-quantized",), ("int-quantized", "float-quantized", "naive-quantized")
 BITS = (2, 3, 4, 8)
@@ -45,8 +42,9 @@ class Scheme:
     symmetric: bool
 
 
-def read_compressed(settings: Settings, parts: Parts) -> None:
-    """Puts weights in place of their parts. Which of several groups of modules a weight is in, its parts say."""
+def read_compressed(settings: Settings, parts: Parts) -> str:
+    """Puts weights in place of their parts. Which of several groups of modules a weight is in, its parts say. Says how
+    they are quantized."""
     if other_than_dense(settings):
         settings.refuse("sparsity_config", "sparse weights are not read")
     check_rotations(settings)
@@ -57,9 +55,11 @@ def read_compressed(settings: Settings, parts: Parts) -> None:
             packed.append(packed_scheme(weights))
         else:
             blocks.append(byte_blocks(weights))
-    if packed:
-        read_packed(distinct(packed, settings.where), parts)
+    words = [in_words(scheme.bits, scheme.group, scheme.symmetric) for scheme in packed]
+    act_order = read_packed(distinct(packed, settings.where), parts) if packed else False
+    words += [f"8 bits, {of_blocks(block)}" for block in blocks]
     give_scaled(parts, distinct(blocks, settings.where), (INT8, E4M3) if blocks else ())
+    return f"compressed-tensors, {' or '.join(dict.fromkeys(words))}{', act-order' * act_order}"
 
 
 def other_than_dense(settings: Settings) -> bool:
@@ -122,66 +122,56 @@ def packed_scheme(weights: Settings) -> Scheme:
                   weights.flag("symmetric", True))
 
 
-def read_packed(schemes: Sequence[Scheme], parts: Parts) -> None:
-    decoded = 0
+def read_packed(schemes: Sequence[Scheme], parts: Parts) -> bool:
+    """Whether any of them has act-order."""
+    act_order = False
+    uneven: list[Encoding] = []
     for module in parts.ending(".weight_packed"):
         weight = take(parts, module, schemes)
-        tensor = Packed(f"{module}.weight", weight)
-        decoded += weight.order is not None and tensor.ordered is None
+        rows, moved = rows_of(weight.layout, weight.groups)
+        offer = None if moved is None else Ordered(Packed(f"{module}.weight", weight, moved), moved.order)
+        tensor = Packed(f"{module}.weight", weight, rows, offer)
+        if offer is None and not rows.encoding.quantized:
+            uneven.append(rows.encoding)
+        act_order |= not rows.encoding.quantized
         parts.give(f"{module}.weight_packed", tensor.name, tensor)
-    if decoded:
-        log.warning("%s: the groups of %d weights are no runs of group_size inputs in any order (actorder), which no "
-                    "layout describes: they are decoded; `convert --outtype q8_0 --allow-requantize` makes them "
-                    "smaller", parts.folder, decoded)
+    say_uneven(parts.folder, uneven)
+    return act_order
 
 
 @dataclass(frozen=True)
 class Weight:
-    """The parts of a weight, known to fit together. order: the group of each input, where these are no runs. moved: the
-    order that inputs are put in, so that they are."""
+    """The parts of a weight, known to fit together. groups: of each column, where the file says that."""
 
-    bits: int
     layout: IntegerRows
     codes: FileTensor
     scales: FileTensor
     zeros: FileTensor | None
-    order: NDArray[np.int64] | None
-    moved: NDArray[np.int64] | None = None
+    groups: NDArray[np.int64] | None
 
 
 class Packed(Tensor):
     """A weight of packed integers."""
 
-    def __init__(self, name: str, weight: Weight) -> None:
-        self.name, self.shape, self._weight = name, (weight.codes.rows, weight.layout.columns), weight
-        self.encoding: Encoding = weight.layout.encoding if weight.order is None else PLAIN[weight.layout.number]
+    def __init__(self, name: str, weight: Weight, rows: Rows, offer: Ordered | None = None) -> None:
+        self.name, self.shape, self.encoding = name, (weight.codes.rows, weight.layout.columns), rows.encoding
+        self._weight, self._rows, self._offer = weight, rows, offer
 
     @property
     def ordered(self) -> Ordered | None:
-        weight = self._weight
-        moved = None if weight.order is None else columns_by_group(weight.order, weight.layout.group)
-        return None if moved is None else Ordered(Packed(self.name, replace(weight, order=None, moved=moved)), moved)
+        return self._offer
 
     @property
     def quantized_as(self) -> Encoding:
         return self._weight.layout.encoding
 
     def read(self, start: int, stop: int) -> Bytes:
-        weight = self._weight
-        stream = raw(weight.codes, start, stop)[:, :self.columns * weight.bits // 8]  # the last word may not be full
-        if weight.moved is not None:
-            stream = pack(unpack(stream, weight.bits).take(weight.moved, 1), weight.bits)
+        weight, bits = self._weight, self._weight.layout.bits
+        stream = raw(weight.codes, start, stop)[:, :self.columns * bits // 8]  # the last word may not be full
         scales = raw(weight.scales, start, stop).reshape(stop - start, weight.scales.columns,
                                                         weight.scales.encoding.block_bytes[0])
-        zeros = None if weight.zeros is None else zeros_of(weight.zeros, weight.bits, start, stop)
-        if weight.order is None:
-            return weight.layout.fill(stream, scales, zeros)
-        number = weight.layout.number
-        values = np.ascontiguousarray(scales).view(np.uint16 if NUMBER_BYTES[number] == 2 else np.uint32)[:, :, 0]
-        scale = number_from_bits(values.astype(np.uint32), number)[:, weight.order]
-        zero = np.float32(1 << (weight.bits - 1)) if zeros is None else zeros[:, weight.order].astype(np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            return encode_plain(scale * (unpack(stream, weight.bits) - zero), PLAIN[number])
+        zeros = None if weight.zeros is None else zeros_of(weight.zeros, bits, start, stop)
+        return self._rows.fill(stream, scales, zeros)
 
 
 def zeros_of(zeros: FileTensor, bits: int, start: int, stop: int) -> Bytes:
@@ -208,13 +198,9 @@ def take(parts: Parts, module: str, schemes: Sequence[Scheme]) -> Weight:
     if len({scheme.bits for scheme in found}) > 1 or scales.columns > 1 and len({s.group for s in found}) > 1:
         raise BestiaryError(f"{parts.folder}: tensor {module}.weight_packed fits several of the config_groups")
     zeros = None if symmetric else parts.take(f"{module}.weight_zero_point", ("I32",))
-    order = None
-    if f"{module}.weight_g_idx" in parts.left:
-        order = read_order(parts, f"{module}.weight_g_idx", columns, scales.columns)
-        if np.array_equal(order, np.arange(columns) // group):
-            order = None
+    groups = read_groups(parts, f"{module}.weight_g_idx", columns, scales.columns)
     layout = IntegerRows(bits, columns, group, scales.encoding.name, not symmetric)
-    return Weight(bits, layout, codes, scales, zeros, order)
+    return Weight(layout, codes, scales, zeros, groups)
 
 
 def check(parts: Parts, module: str, columns: int, given: tuple[FileTensor, FileTensor], scheme: Scheme) -> None:

@@ -18,11 +18,17 @@ OF_ACTIVATIONS = tuple(f".{what}_{part}" for what in ("input", "activation", "ou
 """How other programs round activations and the cache: ours do it in their own way."""
 
 
-def read_fp8(settings: Settings, parts: Parts) -> None:
-    """Puts weights in place of their parts."""
+def read_fp8(settings: Settings, parts: Parts) -> str:
+    """Puts weights in place of their parts. Says how they are quantized."""
     settings.one_of("fmt", ("e4m3",), "e4m3")
     settings.one_of("weight_dtype", ("float8_e4m3fn", "e4m3"), "e4m3")
-    give_scaled(parts, [block_of(settings)])
+    block = block_of(settings)
+    give_scaled(parts, [block])
+    return f"FP8 (e4m3), {of_blocks(block)}"
+
+
+def of_blocks(block: tuple[int, int] | None) -> str:
+    return "a scale a weight or a row" if block is None else f"blocks of {block[0]} x {block[1]}"
 
 
 def block_of(settings: Settings, key: str = "weight_block_size") -> tuple[int, int] | None:
@@ -35,13 +41,14 @@ def block_of(settings: Settings, key: str = "weight_block_size") -> tuple[int, i
     return block[0], block[1]
 
 
-def read_modelopt(settings: Settings, parts: Parts) -> None:
+def read_modelopt(settings: Settings, parts: Parts) -> str:
     """Its config.json says it as others do, its own file in a section."""
     section = settings.values.get("quantization", settings.values)
     if not isinstance(section, dict):
         raise BestiaryError(f"{settings.where}: quantization = {short(section)}; it must be an object")
     Settings(section, settings.where).one_of("quant_algo", ("fp8",))
     give_scaled(parts, [None])
+    return f"ModelOpt, FP8 (e4m3), {of_blocks(None)}"
 
 
 def give_scaled(parts: Parts, blocks: Sequence[tuple[int, int] | None], types: tuple[str, ...] = (E4M3,)) -> None:

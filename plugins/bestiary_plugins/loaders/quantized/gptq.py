@@ -8,28 +8,32 @@ the group of each input. weight[o, i] = scales[g, o] * (code - zero[g, o]), g = 
 
 from __future__ import annotations
 
-import logging
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bestiary.decoding import number_from_bits
-from bestiary.encoding import PLAIN, Encoding
+from bestiary.encoding import Encoding
 from bestiary.errors import BestiaryError, short
 from bestiary.files import FileTensor
-from bestiary.tensor import Ordered, encode_plain
+from bestiary.tensor import Ordered
+from bestiary_plugins.loaders.quantized.act_order import Rows, read_groups, rows_of, say_uneven
 from bestiary_plugins.loaders.quantized.panels import Panel, Panels, Transposed, columns
-from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, distinct, fitting, raw
-from bestiary_plugins.loaders.quantized.rows import NUMBER_BYTES, IntegerRows, columns_by_group, pack, unpack
+from bestiary_plugins.loaders.quantized.parts import FLOATS, Once, Parts, Settings, distinct, fitting, in_words
+from bestiary_plugins.loaders.quantized.rows import IntegerRows, unpack
 
-log = logging.getLogger("bestiary")
 Bytes = NDArray[np.uint8]
 BITS = (2, 3, 4, 8)
-OF_MODULES = ("bits", "group_size", "sym", "checkpoint_format", "format")
+OF_MODULES = ("bits", "group_size", "sym", "desc_act", "checkpoint_format", "format")
 """Settings that a module may have of its own."""
+OF_WHOLE_WORDS = (
+    "some zeros are stored as all ones. Taken for what GPTQModel writes, which makes zeros one less by whole words; of "
+    "a file of Intel Neural Compressor, which does it zero by zero, the zeros after these come out one too large: it "
+    "should be saved in the format gptq_v2, which stores zeros as they are")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Format:
     group: int | None
     symmetric: bool
     one_less: bool
+    act_order: bool
 
 
 def read_formats(settings: Settings) -> list[Format]:
@@ -61,46 +66,58 @@ def read_format(settings: Settings) -> Format:
     if size == 0 or size > 0 and size % 8:
         raise BestiaryError(f"{settings.where}: group_size = {size}; it must be -1 or a multiple of 8")
     return Format(settings.one_of("bits", BITS), None if size < 0 else size, settings.flag("sym", False),
-                  format == "gptq")
+                  format == "gptq", settings.flag("desc_act", False))
 
 
-def read_gptq(settings: Settings, parts: Parts) -> None:
-    """Puts weights in place of their parts."""
+def read_gptq(settings: Settings, parts: Parts) -> str:
+    """Puts weights in place of their parts. Says how they are quantized."""
     formats, panels = read_formats(settings), Panels()
-    decoded: dict[str, int] = {}
+    modules: list[str] = []
+    uneven: list[Encoding] = []
+    act_order = False
+    doubt = Once(f"{parts.folder}: {OF_WHOLE_WORDS}")
     for module in parts.ending(".qweight"):
-        weight = take(parts, module, formats)
-        tensor = tensor_of(f"{module}.weight", weight, panels)
-        if weight.order is not None and tensor.ordered is None:
-            decoded[weight.encoding.name] = decoded.get(weight.encoding.name, 0) + 1
+        weight = take(parts, module, formats, doubt)
+        rows, moved = rows_of(weight.layout, weight.groups)
+        offer = None if moved is None else Ordered(weight.tensor(f"{module}.weight", moved, panels), moved.order)
+        tensor = weight.tensor(f"{module}.weight", rows, panels, offer)
+        if offer is None and not rows.encoding.quantized:
+            uneven.append(rows.encoding)
+        act_order |= not rows.encoding.quantized
         parts.give(f"{module}.qweight", tensor.name, tensor)
-        drop_zeros(parts, f"{module}.bias")
-    for name, count in decoded.items():
-        log.warning("%s: the groups of %d weights are no runs of group_size inputs in any order (desc_act), which no "
-                    "layout describes: they are decoded to %s; `convert --outtype q8_0 "
-                    "--allow-requantize` makes them smaller",
-                    parts.folder, count, name)
+        modules.append(module)
+    parts.spare |= zero_biases(parts, modules)
+    say_uneven(parts.folder, uneven)
+    words = (in_words(format.bits, format.group, format.symmetric) for format in formats)
+    return f"GPTQ, {' or '.join(dict.fromkeys(words))}{', act-order' * act_order}"
 
 
-def drop_zeros(parts: Parts, name: str) -> None:
-    """Programs of 2023 wrote a bias for every weight: of zeros, where the model has none."""
-    bias = parts.left.get(name)
-    if bias is not None and len(bias.shape) == 1 and not bias.array().any():
-        parts.drop(name)
+def zero_biases(parts: Parts, modules: Sequence[str]) -> set[str]:
+    """Programs of 2023 wrote a bias for every weight: of zeros, in all layers, where the model has none."""
+    alike: dict[str, set[str]] = {}
+    filled: set[str] = set()
+    for name in (f"{module}.bias" for module in modules):
+        bias = parts.left.get(name)
+        if bias is None or len(bias.shape) != 1:
+            continue
+        in_all_layers = re.sub("[0-9]+", "*", name)
+        alike.setdefault(in_all_layers, set()).add(name)
+        if bias.array().any():
+            filled.add(in_all_layers)
+    return set[str]().union(*(names for kind, names in alike.items() if kind not in filled))
 
 
 @dataclass(frozen=True)
 class Weight:
-    """The parts of a weight, known to fit together. order: the group of each input, where these are no runs. moved: the
-    order that inputs are put in, so that they are."""
+    """The parts of a weight, known to fit together. groups: of each input, where the file says that."""
 
     format: Format
     codes: FileTensor
     zeros: FileTensor
     scales: FileTensor
-    order: NDArray[np.int64] | None
+    groups: NDArray[np.int64] | None
     where: str
-    moved: NDArray[np.int64] | None = None
+    doubt: Once
 
     @property
     def inputs(self) -> int:
@@ -115,9 +132,9 @@ class Weight:
         return IntegerRows(self.format.bits, self.inputs, self.format.group or self.inputs, self.scales.encoding.name,
                            not self.format.symmetric)
 
-    @property
-    def encoding(self) -> Encoding:
-        return self.layout.encoding if self.order is None else PLAIN[self.scales.encoding.name]
+    def tensor(self, name: str, rows: Rows, panels: Panels, offer: Ordered | None = None) -> Transposed:
+        return Transposed(name, (self.outputs, self.inputs), rows.encoding, panels, self.load,
+                          partial(self.fill, rows), offer, self.layout.encoding)
 
     def load(self, first: int, last: int) -> Panel:
         """Words of codes, (words of a row, rows); scales, (groups, rows, bytes); zeros, (rows, groups)."""
@@ -125,53 +142,33 @@ class Weight:
         zeros = self.zeros_of(columns(self.zeros, first * bits // 32, last * bits // 32))
         return columns(self.codes, first, last).view(np.uint32)[:, :, 0], columns(self.scales, first, last), zeros
 
-    def fill(self, panel: Panel, start: int, stop: int) -> Bytes:
+    def fill(self, rows: Rows, panel: Panel, start: int, stop: int) -> Bytes:
         bits = self.format.bits
         words, scales, zeros = panel[0][:, start:stop], panel[1][:, start:stop].swapaxes(0, 1), panel[2][start:stop]
         stream = np.ascontiguousarray(words.T).view(np.uint8)
-        if self.moved is not None:
-            stream = pack(unpack(stream, bits).take(self.moved, 1), bits)
-        if self.order is not None:
-            return self.decoded(unpack(stream, bits), scales, zeros)
         if not self.format.symmetric:
-            return self.layout.fill(stream, scales, zeros)
+            return rows.fill(stream, scales, zeros)
         if (zeros != 1 << (bits - 1)).any():
             raise BestiaryError(f"{self.where}: sym = true asks for zeros of {1 << (bits - 1)}, and qzeros holds "
                                 f"{int(zeros[zeros != 1 << (bits - 1)][0])}; sym = false reads them as they are")
-        return self.layout.fill(stream, scales)
+        return rows.fill(stream, scales)
 
     def zeros_of(self, packed: Bytes) -> Bytes:
         """(groups, words, 4) uint8 -> (outputs, groups)."""
         bits = self.format.bits
         words = packed.view(np.uint32)[:, :, 0]
         if self.format.one_less and bits != 3:  # as whole words: so a zero of 0, which took one of its neighbour, and
-            ones = sum(1 << at for at in range(0, 32, bits))  # the neighbour come back
-            words = words + np.uint32(ones)
+            fields = unpack(np.ascontiguousarray(words).view(np.uint8), bits).reshape(-1, 32 // bits)  # it, come back
+            if (fields[:, :-1] == (1 << bits) - 1).any():
+                self.doubt.say()
+            words = words + np.uint32(sum(1 << at for at in range(0, 32, bits)))
         codes = unpack(np.ascontiguousarray(words).view(np.uint8), bits)
         if self.format.one_less and bits == 3:
             codes = (codes + np.uint8(1)) & np.uint8(7)
         return np.ascontiguousarray(codes.T)
 
-    def decoded(self, codes: Bytes, scales: Bytes, zeros: Bytes) -> Bytes:
-        """Rounded once, to the type of the scales, as where the format comes from."""
-        number = self.scales.encoding.name
-        size = NUMBER_BYTES[number]
-        values = np.ascontiguousarray(scales).view(np.uint16 if size == 2 else np.uint32)[:, :, 0]
-        scale = number_from_bits(values.astype(np.uint32), number)[:, self.order]
-        with np.errstate(over="ignore", invalid="ignore"):
-            return encode_plain(scale * (codes - zeros[:, self.order].astype(np.float32)), PLAIN[number])
 
-
-def tensor_of(name: str, weight: Weight, panels: Panels) -> Transposed:
-    """Decoded where its groups are no runs, with the offer of its codes sorted by them."""
-    moved = None if weight.order is None else columns_by_group(weight.order, weight.layout.group)
-    offer = None if moved is None else Ordered(
-        tensor_of(name, replace(weight, order=None, moved=moved), panels), moved)
-    return Transposed(name, (weight.outputs, weight.inputs), weight.encoding, panels, weight.load, weight.fill, offer,
-                      weight.layout.encoding)
-
-
-def take(parts: Parts, module: str, formats: Sequence[Format]) -> Weight:
+def take(parts: Parts, module: str, formats: Sequence[Format], doubt: Once) -> Weight:
     """The parts of one weight, in the format that their shapes fit."""
     codes = parts.take(f"{module}.qweight", ("I32",))
     scales = parts.take(f"{module}.scales", FLOATS)
@@ -182,10 +179,11 @@ def take(parts: Parts, module: str, formats: Sequence[Format]) -> Weight:
     if groups > 1 and len({format.group for format in found}) > 1:  # how many bits, the words of the zeros say
         raise BestiaryError(f"{parts.folder}: tensor {module}.qweight fits groups of "
                             f"{' and of '.join(str(format.group) for format in found)}")
-    order = read_order(parts, f"{module}.g_idx", inputs, groups) if f"{module}.g_idx" in parts.left else None
-    if order is not None and np.array_equal(order, np.arange(inputs) // (format.group or inputs)):
-        order = None
-    return Weight(format, codes, zeros, scales, order, f"{parts.folder}: tensor {module}.weight")
+    chosen = read_groups(parts, f"{module}.g_idx", inputs, groups)
+    if chosen is None and groups > 1 and all(format.act_order for format in found):
+        raise BestiaryError(f"{parts.folder}: tensor {module}.g_idx is missing: desc_act = true says that it tells "
+                            f"which of the {groups} groups each input is in; without it only desc_act = false is read")
+    return Weight(format, codes, zeros, scales, chosen, f"{parts.folder}: tensor {module}.weight", doubt)
 
 
 def check(parts: Parts, module: str, given: tuple[FileTensor, FileTensor, FileTensor], format: Format) -> None:
@@ -199,14 +197,3 @@ def check(parts: Parts, module: str, given: tuple[FileTensor, FileTensor, FileTe
     why = f"{module}.qweight of {list(codes.shape)} with bits = {bits}, group_size = {format.group or -1}"
     parts.fits(scales, f"{module}.scales", (groups, outputs), why)
     parts.fits(zeros, f"{module}.qzeros", (groups, outputs * bits // 32), why)
-
-
-def read_order(parts: Parts, name: str, inputs: int, groups: int) -> NDArray[np.int64]:
-    given = parts.take(name, ("I32", "I64"), (1,))
-    parts.fits(given, name, (inputs,), "qweight")
-    order: NDArray[np.int64] = raw(given, 0, 1)[0].view(np.int32 if given.encoding.name == "I32" else np.int64)
-    order = order.astype(np.int64)
-    if order.min() < 0 or order.max() >= groups:
-        raise BestiaryError(f"{parts.folder}: tensor {name} holds {int(order.min())} to {int(order.max())}; groups are "
-                            f"counted from 0 to {groups - 1}")
-    return order

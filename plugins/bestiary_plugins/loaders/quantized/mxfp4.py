@@ -17,14 +17,15 @@ from bestiary_plugins.loaders.quantized.parts import Parts, Settings, raw
 from bestiary_plugins.loaders.quantized.rows import to_halves
 
 
-def read_mxfp4(settings: Settings, parts: Parts) -> None:
-    """Puts weights in place of their parts."""
+def read_mxfp4(settings: Settings, parts: Parts) -> str:
+    """Puts weights in place of their parts. Says how they are quantized."""
     for name in parts.ending("_blocks"):
         blocks = parts.take(f"{name}_blocks", ("U8",), (3, 4))
         parts.fits(blocks, f"{name}_blocks", (*blocks.shape[:-1], 16), "a block of 32 weights")
         scales = parts.take(f"{name}_scales", ("U8",), (2, 3))
         parts.fits(scales, f"{name}_scales", blocks.shape[:-1], f"{name}_blocks")
         parts.give(f"{name}_blocks", name, Blocks(blocks, scales))
+    return "MXFP4, groups of 32"
 
 
 class Blocks(Tensor):

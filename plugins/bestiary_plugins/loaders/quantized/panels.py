@@ -65,6 +65,8 @@ class Transposed(Tensor):
     """Its rows are read by panels, `load(first, last)`, of which `fill(panel, start, stop)` makes rows start..stop-1 in
     the encoding, counted from the panel's first: reading is for one thread, what is made of it for all."""
 
+    outputs_first = True
+
     def __init__(self, name: str, shape: tuple[int, int], encoding: Encoding, panels: Panels,
                  load: Callable[[int, int], Panel], fill: Callable[[Panel, int, int], Bytes],
                  offer: Ordered | None = None, codes: Encoding | None = None) -> None:

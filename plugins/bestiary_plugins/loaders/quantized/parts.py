@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 from bestiary.errors import BestiaryError, short
 from bestiary.files import FileTensor
 from bestiary.tensor import Tensor
 
+log = logging.getLogger("bestiary")
 FLOATS = ("f16", "bf16", "f32")
 """What scales may be."""
 Way = TypeVar("Way")
@@ -17,10 +20,11 @@ MOST_WAYS = 64
 
 
 class Parts:
-    """What is left of a folder's tensors, and the weights made of those that were taken."""
+    """What is left of a folder's tensors, and the weights made of those that were taken. spare: see Checkpoint."""
 
     def __init__(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
         self.left, self.folder = dict(tensors), folder
+        self.spare: set[str] = set()
         self._order = list(tensors)
         self._made: dict[str, tuple[str, Tensor]] = {}  # by the part whose place the weight takes
 
@@ -93,6 +97,25 @@ def fitting(ways: Iterable[Way], check: Callable[[Way], None]) -> list[Way]:
 def raw(tensor: FileTensor, start: int, stop: int) -> Any:
     """Rows as bytes, (rows, row_bytes) uint8, of a type that nobody else reads too."""
     return FileTensor.read(tensor, start, stop)
+
+
+def in_words(bits: int, group: int | None, symmetric: bool) -> str:
+    """What a config says of weights. group: None for one a row."""
+    return f"{bits} bits, {f'groups of {group}' if group else 'one group a row'}, " + (
+        "symmetric" if symmetric else "a zero a group")
+
+
+class Once:
+    """A warning that is given once, whatever thread finds the reason first."""
+
+    def __init__(self, line: str) -> None:
+        self._line, self._lock = line, Lock()
+
+    def say(self) -> None:
+        with self._lock:
+            line, self._line = self._line, ""
+        if line:
+            log.warning("%s", line)
 
 
 class Settings:

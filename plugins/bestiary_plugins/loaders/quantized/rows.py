@@ -73,12 +73,6 @@ def pack(codes: Bytes, bits: int) -> Bytes:
     return np.packbits(single.reshape(*codes.shape[:-1], codes.shape[-1] * bits), axis=-1, bitorder="little")
 
 
-def columns_by_group(index: NDArray[np.int64], group: int) -> NDArray[np.int64] | None:
-    """An order of columns in which each group, named for each column, is a run of so many; None where there is none."""
-    order = np.argsort(index, kind="stable")
-    return order if np.array_equal(index[order], np.arange(len(index)) // group) else None
-
-
 @lru_cache
 def integers(bits: int, number: str, span: int, zero: bool) -> Encoding:
     """Integers of 2, 3, 4 or 8 bits in two planes, codes and numbers; without a zero of each group's own it is the
