@@ -42,7 +42,7 @@ class Sum(Tensor):
     def __init__(self, name: str, parts: Sequence[Tensor], encoding: Encoding, givers: Sequence[Path] = ()) -> None:
         """givers: whose each of the parts is, for errors."""
         self.shape, self.encoding, self._parts, self._name = parts[0].shape, encoding, tuple(parts), name
-        self._givers, self.outputs_first = tuple(givers), parts[0].outputs_first
+        self._givers = tuple(givers)
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         values = self._parts[0].decode(start, stop)
@@ -169,7 +169,7 @@ def adapted(base: Checkpoint, adapters: Sequence[Checkpoint], family: Architectu
             if found is None:
                 raise BestiaryError(f"{checkpoint.path} adds to tensor {given}, and {base.path} has none of that name; "
                                     f"it was made for another model{named(adapter.base)}")
-            if found in turned and not parts[found][0].outputs_first:
+            if found in turned:
                 (tensor,) = Transpose().apply([tensor])
             if parts[found][0].shape != tensor.shape:
                 raise BestiaryError(unfit(checkpoint, given, tensor, parts[found][0], base) + named(adapter.base))

@@ -11,11 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from bestiary.checkpoint import Adapter, Checkpoint
 from bestiary.host import Host
-from bestiary.merge import adapted
 from bestiary.saving import save_as
-from bestiary.tensor import ArrayTensor
 from tests.loaders import quantized_folders as folders
 from tests.loaders import test_quantized_awq as awq
 from tests.loaders import test_quantized_bitsandbytes as bitsandbytes
@@ -70,15 +67,3 @@ def test_a_folder_made_of_them_has_inputs_as_rows_again(tmp_path: Path, host: Ho
     for name in made.exact:
         off = 5e-4 * np.abs(made.exact[name]).max() if way == "act-order" else 0  # rounded to f16 as it is decoded
         np.testing.assert_allclose(back[name].array(), wanted[name].array(), 0, off)
-
-
-def test_an_adapter_is_added_the_right_way_round(tmp_path: Path, host: Host) -> None:
-    made = write(tmp_path, "act-order")  # which is decoded where it is merged
-    name = f"{LAYER}attn.c_proj.weight"
-    added = np.random.default_rng(2).standard_normal((WIDTH, WIDTH)).astype(np.float32)
-    base = host.open(made.quantized)
-    lora = Checkpoint(tmp_path, {}, {}, "huggingface", adapter=Adapter({name: ArrayTensor(added)}))
-    family = host.architecture_of(base.config, base.tokenizer)
-    merged = adapted(base, [lora], family, host.quantizers["f32"].encoding).tensors[name]
-    assert merged.outputs_first
-    np.testing.assert_allclose(merged.array(), base.tensors[name].array() + added, 0, 1e-6)
