@@ -55,6 +55,16 @@ def plain(array: Array) -> Stored:
         array.dtype.name], array
 
 
+def with_part(pack: Pack, part: str, changed: Array | None) -> Pack:
+    """Packed so, but for one part, which is another or missing."""
+    def damaged(rng: np.random.Generator, outputs: int, inputs: int) -> Packed:
+        made = pack(rng, outputs, inputs)
+        parts = {name: stored for name, stored in made.parts.items() if name != part}
+        return Packed(parts if changed is None else {**parts, part: plain(changed)}, made.values)
+
+    return damaged
+
+
 def bf16(values: Array) -> Stored:
     """Cut, not rounded: whoever wants them exact gives such numbers."""
     return "BF16", (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)

@@ -101,11 +101,6 @@ def test_settings_that_are_not_read_or_do_not_fit_are_refused(tmp_path: Path, ho
 ])
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path, host: Host, part: str, changed: NDArray[Any] | None,
                                            said: str) -> None:
-    def damaged(rng: np.random.Generator, outputs: int, inputs: int) -> Packed:
-        made = packer()(rng, outputs, inputs)
-        parts = {name: stored for name, stored in made.parts.items() if name != part}
-        return Packed(parts if changed is None else {**parts, part: plain(changed)}, made.values)
-
-    made = folders.write(tmp_path, damaged, SECTION)
+    made = folders.write(tmp_path, folders.with_part(packer(), part, changed), SECTION)
     with pytest.raises(BestiaryError, match=said):
         host.open(made.quantized)

@@ -138,11 +138,7 @@ def test_states_that_do_not_fit_are_refused(tmp_path: Path, host: Host, pack: Pa
 ])
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path, host: Host, part: str, changed: NDArray[Any], said: str,
                                            ) -> None:
-    def damaged(rng: np.random.Generator, outputs: int, inputs: int) -> Packed:
-        made = packer()(rng, outputs, inputs)
-        return Packed({**made.parts, part: plain(changed)}, made.values)
-
-    made = folders.write(tmp_path, damaged, FOUR)
+    made = folders.write(tmp_path, folders.with_part(packer(), part, changed), FOUR)
     with pytest.raises(BestiaryError, match=said):
         host.open(made.quantized)
 

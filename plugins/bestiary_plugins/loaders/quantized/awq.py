@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from bestiary.errors import BestiaryError
 from bestiary.files import FileTensor
 from bestiary_plugins.loaders.quantized.panels import Panel, Panels, Transposed, columns
-from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, in_words
+from bestiary_plugins.loaders.quantized.parts import FLOATS, Parts, Settings, check_middle, in_words
 from bestiary_plugins.loaders.quantized.rows import IntegerRows, unpack
 
 Bytes = NDArray[np.uint8]
-MIDDLE = 8
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
@@ -30,16 +29,14 @@ def read_awq(settings: Settings, parts: Parts) -> str:
     bits, size = ("w_bit", "q_group_size") if "w_bit" in settings.values else ("bits", "group_size")
     settings.one_of(bits, (4,))
     zero = settings.flag("zero_point", True)
-    group = settings.whole(size, -1, 1 << 20)
-    if group == 0 or group > 0 and group % 8:
-        raise BestiaryError(f"{settings.where}: {size} = {group}; it must be -1 or a multiple of 8")
+    group = settings.group(size)
     panels = Panels()
     for module in parts.ending(".qweight"):
         weight = take(parts, module, group, zero)
         parts.give(f"{module}.qweight", f"{module}.weight", Transposed(
             f"{module}.weight", (weight.scales.columns, weight.layout.columns), weight.layout.encoding, panels,
             weight.load, weight.fill))
-    return f"AWQ, {in_words(4, None if group < 0 else group, not zero)}"
+    return f"AWQ, {in_words(4, group, not zero)}"
 
 
 @dataclass(frozen=True)
@@ -73,13 +70,11 @@ class Weight:
         scales, zeros = panel[1][:, start:stop].swapaxes(0, 1), panel[2][start:stop]
         if self.layout.zero:
             return self.layout.fill(rows, scales, zeros)
-        if (zeros != MIDDLE).any():
-            raise BestiaryError(f"{self.where}: zero_point = false asks for zeros of {MIDDLE}, and qzeros holds "
-                                f"{int(zeros[zeros != MIDDLE][0])}; zero_point = true reads them as they are")
+        check_middle(zeros, 4, self.where, "zero_point = false", "zero_point = true")
         return self.layout.fill(rows, scales)
 
 
-def take(parts: Parts, module: str, group: int, zero: bool) -> Weight:
+def take(parts: Parts, module: str, group: int | None, zero: bool) -> Weight:
     """The parts of one weight, their shapes compared with one another and with the config. zero: whether each group has
     one of its own."""
     codes = parts.take(f"{module}.qweight", ("I32",))
@@ -89,8 +84,8 @@ def take(parts: Parts, module: str, group: int, zero: bool) -> Weight:
     if inputs % 8:
         raise BestiaryError(f"{parts.folder}: tensor {module}.qweight has the shape {list(codes.shape)}; a multiple of "
                             "8 inputs is read")
-    size = inputs if group < 0 else group
-    why = f"{module}.qweight of {list(codes.shape)} with bits = 4, group_size = {group}"
+    size = group or inputs
+    why = f"{module}.qweight of {list(codes.shape)} with bits = 4, group_size = {group or -1}"
     parts.fits(scales, f"{module}.scales", (-(-inputs // size), 8 * words), why)
     parts.fits(zeros, f"{module}.qzeros", (-(-inputs // size), words), why)
     return Weight(IntegerRows(4, inputs, size, scales.encoding.name, zero), codes, zeros, scales,

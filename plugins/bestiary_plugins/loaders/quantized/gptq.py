@@ -23,7 +23,16 @@ from bestiary.files import FileTensor
 from bestiary.tensor import Ordered
 from bestiary_plugins.loaders.quantized.act_order import Rows, read_groups, rows_of, say_uneven
 from bestiary_plugins.loaders.quantized.panels import Panel, Panels, Transposed, columns
-from bestiary_plugins.loaders.quantized.parts import FLOATS, Once, Parts, Settings, distinct, fitting, in_words
+from bestiary_plugins.loaders.quantized.parts import (
+    FLOATS,
+    Once,
+    Parts,
+    Settings,
+    check_middle,
+    distinct,
+    fitting,
+    in_words,
+)
 from bestiary_plugins.loaders.quantized.rows import IntegerRows, unpack
 
 Bytes = NDArray[np.uint8]
@@ -62,10 +71,8 @@ def read_format(settings: Settings) -> Format:
     named = "checkpoint_format" if settings.values.get("checkpoint_format") else "format"
     format = settings.one_of(named, ("gptq", "gptq_v2"), "gptq")
     settings.refuse("is_marlin_format", "the order of codes that one kernel wants is not read")
-    size = settings.whole("group_size", -1, 1 << 20)
-    if size == 0 or size > 0 and size % 8:
-        raise BestiaryError(f"{settings.where}: group_size = {size}; it must be -1 or a multiple of 8")
-    return Format(settings.one_of("bits", BITS), None if size < 0 else size, settings.flag("sym", False),
+    group = settings.group("group_size")
+    return Format(settings.one_of("bits", BITS), group, settings.flag("sym", False),
                   format == "gptq", settings.flag("desc_act", False))
 
 
@@ -143,14 +150,11 @@ class Weight:
         return columns(self.codes, first, last).view(np.uint32)[:, :, 0], columns(self.scales, first, last), zeros
 
     def fill(self, rows: Rows, panel: Panel, start: int, stop: int) -> Bytes:
-        bits = self.format.bits
         words, scales, zeros = panel[0][:, start:stop], panel[1][:, start:stop].swapaxes(0, 1), panel[2][start:stop]
         stream = np.ascontiguousarray(words.T).view(np.uint8)
         if not self.format.symmetric:
             return rows.fill(stream, scales, zeros)
-        if (zeros != 1 << (bits - 1)).any():
-            raise BestiaryError(f"{self.where}: sym = true asks for zeros of {1 << (bits - 1)}, and qzeros holds "
-                                f"{int(zeros[zeros != 1 << (bits - 1)][0])}; sym = false reads them as they are")
+        check_middle(zeros, self.format.bits, self.where, "sym = true", "sym = false")
         return rows.fill(stream, scales)
 
     def zeros_of(self, packed: Bytes) -> Bytes:

@@ -8,6 +8,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bestiary.errors import BestiaryError, short
 from bestiary.files import FileTensor
 from bestiary.tensor import Tensor
@@ -105,6 +108,14 @@ def in_words(bits: int, group: int | None, symmetric: bool) -> str:
         "symmetric" if symmetric else "a zero a group")
 
 
+def check_middle(zeros: NDArray[np.uint8], bits: int, where: str, said: str, otherwise: str) -> None:
+    """Raises BestiaryError where zeros are not the middle of such codes, though the config says that they are."""
+    middle = 1 << (bits - 1)
+    if (zeros != middle).any():
+        raise BestiaryError(f"{where}: {said} asks for zeros of {middle}, and qzeros holds "
+                            f"{int(zeros[zeros != middle][0])}; {otherwise} reads them as they are")
+
+
 class Once:
     """A warning that is given once, whatever thread finds the reason first."""
 
@@ -144,6 +155,13 @@ class Settings:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise BestiaryError(f"{self.where}: {key} = {short(value)}; it must be an integer from {low} to {high}")
         return value
+
+    def group(self, key: str) -> int | None:
+        """Columns that share a scale; None for all, which is written as -1."""
+        size = self.whole(key, -1, 1 << 20)
+        if size == 0 or size > 0 and size % 8:
+            raise BestiaryError(f"{self.where}: {key} = {size}; it must be -1 or a multiple of 8")
+        return None if size < 0 else size
 
     def refuse(self, key: str, why: str) -> None:
         """Raises BestiaryError where the key has a value that is not nothing."""

@@ -26,6 +26,11 @@ def span_of(columns: int, group: int) -> int:
     return gcd(columns, group, WIDEST_SPAN)
 
 
+def groups_of(columns: int, span: int, group: int) -> NDArray[np.int64]:
+    """The group that each span of columns is in."""
+    return np.arange(0, columns, span) // group
+
+
 def code_field(bits: int, span: int) -> Bits:
     """Codes in order; but those of 4 bits in halves of 32, as the kernels have them."""
     if bits == 4 and span % BLOCK == 0:
@@ -150,10 +155,10 @@ class IntegerRows:
             stream = to_halves(stream)
         if encoding in (Q4_0, Q8_0):
             blocks = np.empty((rows, self.columns // BLOCK, encoding.block_bytes[0]), np.uint8)
-            blocks[:, :, :2] = scales[:, self._groups(BLOCK)]
+            blocks[:, :, :2] = scales[:, groups_of(self.columns, BLOCK, self.group)]
             blocks[:, :, 2:] = stream.reshape(*blocks.shape[:2], encoding.block_bytes[0] - 2)
             return flat(blocks)
-        chosen = self._groups(self.span)
+        chosen = groups_of(self.columns, self.span, self.group)
         numbers = scales[:, chosen]  # (rows, spans, bytes)
         if zeros is not None:
             own = zeros[:, chosen, None]
@@ -166,8 +171,6 @@ class IntegerRows:
             numbers = np.concatenate((numbers, own), -1)
         return np.concatenate((stream, flat(numbers)), 1)
 
-    def _groups(self, span: int) -> NDArray[np.int64]:
-        return np.arange(0, self.columns, span) // self.group
 
 
 @dataclass(frozen=True)
@@ -192,5 +195,5 @@ class CodedRows:
         """As IntegerRows.fill."""
         if len(self.codebook) == 16 and self.span % BLOCK == 0:
             stream = to_halves(stream)
-        chosen = np.arange(0, self.columns, self.span) // self.group
+        chosen = groups_of(self.columns, self.span, self.group)
         return np.concatenate((stream, flat(scales[:, chosen])), 1)
