@@ -35,10 +35,10 @@ inline __m256i dpbusd(__m256i sum, __m256i w, __m256i x) {
 }
 
 // Without VNNI: maddubs adds two products of an unsigned and a signed byte, and saturates at 16 bits. An int16 holds 16
-// products of codes of 4 bits and int8 activations (16 * 15 * 127), 8 of codes of 5 bits, 4 of codes of 6. Of signed bytes (codes less
-// 128, levels of a codebook), whose size is multiplied, it holds 2 (2 * 128 * 128): they become int32 at once.
-// The sign goes to the other factor: w * x is |w| * x, or |w| * ~x + |w| where w < 0. What is added depends on one
-// factor alone, so it is summed beforehand. An xor runs on any pipe, the instruction for signs on one of the
+// products of codes of 4 bits and int8 activations (16 * 15 * 127), 8 of codes of 5 bits, 4 of codes of 6. Of signed
+// bytes (codes less 128, levels of a codebook), whose size is multiplied, it holds 2 (2 * 128 * 128): they become int32
+// at once. The sign goes to the other factor: w * x is |w| * x, or |w| * ~x + |w| where w < 0. What is added depends on
+// one factor alone, so it is summed beforehand. An xor runs on any pipe, the instruction for signs on one of the
 // multipliers'.
 constexpr bool bytes(int kind) { return !kVnni && (kind == kByte || kind == kBook); }
 // Column quads whose products fit into one sum.
@@ -200,7 +200,8 @@ template <bool Half> BESTIARY_INLINE void dot_cut(const uint8_t *p, I book, cons
 constexpr i64 kAheadOfStream = 1024; // beyond, four streams ask for more than a core keeps track of
 
 // The products of `Groups` row groups. Each is a stream of weights of its own: a core alone reads memory a fifth faster
-// as four streams than as one; from its caches one is as fast, and takes fewer instructions. cut_codes: from `cut`, for a codebook.
+// as four streams than as one; from its caches one is as fast, and takes fewer instructions. cut_codes: from `cut`, for
+// a codebook.
 template <int Groups, int Kind, bool Half, bool Minimum, bool Wide>
 BESTIARY_INLINE void matvec(const Matrix &m, const uint8_t *p, const Input &in, const int8_t *cut_codes,
                             const int32_t *correction, const int32_t *sums, F *total) {
@@ -217,7 +218,8 @@ BESTIARY_INLINE void matvec(const Matrix &m, const uint8_t *p, const Input &in, 
         if (!left) {
             header = p, p += m.header, left = m.span;
             if (nested) {
-                for (int g = 0; g < Groups; ++g) spread_as<Half, Minimum>(m, header + g * m.group_bytes, room + g * kSpread);
+                for (int g = 0; g < Groups; ++g)
+                    spread_as<Half, Minimum>(m, header + g * m.group_bytes, room + g * kSpread);
                 header = (const uint8_t *)room;
             }
         }
@@ -233,8 +235,8 @@ BESTIARY_INLINE void matvec(const Matrix &m, const uint8_t *p, const Input &in, 
                 const i64 at = b * parts + part;
                 const int32_t moved = bytes(Kind) && Kind == kByte ? 128 * sums[at] : 0;
                 total[g] = scaled<Minimum, Wide>(total[g], addi(s[part], bci(correction[at] + moved)),
-                                                 Minimum ? in.lows + at : nullptr, header + g * between + part * step, parts,
-                                                 in.scales[b]);
+                                                 Minimum ? in.lows + at : nullptr,
+                                                 header + g * between + part * step, parts, in.scales[b]);
             }
         }
         p += code_bytes_of(Kind);
